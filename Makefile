@@ -1,0 +1,37 @@
+# make run   set up and run the whole pipeline on the data of params.yaml
+# make test  set up and run lint, types, the imports contract and the tests
+# make ui    MLflow and Prefect UIs on the embedded stores
+# make clean remove what runs have made (not the environment)
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test ui clean lint
+
+$(VENV)/.run: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.run requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	touch $@
+
+run: $(VENV)/.run
+	$(BIN)/weatherglass run
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+ui: $(VENV)/.run
+	$(BIN)/weatherglass ui
+
+clean:
+	rm -rf data artifacts reports metrics plots .weatherglass mlartifacts mlflow.db* dvc.lock .dvc/cache .dvc/tmp

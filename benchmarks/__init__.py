@@ -1,0 +1,1 @@
+"""Side-by-side measurements against peers; each module writes the numbers that the documentation quotes."""

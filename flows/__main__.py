@@ -1,0 +1,5 @@
+"""``python -m flows`` is ``weatherglass``."""
+
+from flows.cli import main
+
+main()

@@ -1,0 +1,89 @@
+"""The command line. Heavy imports live inside the commands, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from tasks.errors import UserError
+
+app = typer.Typer(
+    name="weatherglass",
+    help="Probabilistic forecasts that say how far to trust them.\n\n"
+    "Exit codes: 0 done, 1 failure, 2 a mistake in params.yaml, the data or the command (told in one sentence).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Root = Annotated[Path, typer.Option("--root", help="The project's folder.", show_default="the current folder")]
+
+
+@app.command()
+def run(
+    targets: Annotated[Optional[list[str]], typer.Argument(help="Stages, such as train@tcn; all of them by default.")] = None,  # noqa: UP045
+    force: Annotated[bool, typer.Option("--force", help="Run stages that are up to date as well.")] = False,
+    root: Root = Path("."),
+) -> None:
+    """Run what is stale: ingest, prepare, baselines, train, ensemble, calibrate, evaluate, project, register."""
+    from flows.pipeline import run_pipeline
+
+    raise typer.Exit(run_pipeline(root, targets or (), force))
+
+
+@app.command()
+def forecast(
+    output: Annotated[Optional[Path], typer.Option(help="Parquet or CSV file for the forecast table.")] = None,  # noqa: UP045
+    data: Annotated[Optional[Path], typer.Option(help="CSV or Parquet with new history, in place of the panel.")] = None,  # noqa: UP045
+    cutoff: Annotated[Optional[str], typer.Option(help="Forecast as if this were the last known time.")] = None,  # noqa: UP045
+    alias: Annotated[str, typer.Option(help="Which registered model answers.")] = "champion",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON records on stdout.")] = False,
+    root: Root = Path("."),
+) -> None:
+    """Forecast every series with the registered champion, with intervals, a joint band and the gate's verdict.
+
+    Without --output and --json it prints the first rows.
+    """
+    from flows.forecast import run_forecast
+
+    raise typer.Exit(run_forecast(root, output, data, cutoff, alias, as_json))
+
+
+@app.command()
+def report(root: Root = Path(".")) -> None:
+    """Print where the report is, and the leaderboard of the last run."""
+    from tasks.evaluate import METRICS, load_metrics
+    from tasks.evidence import REPORT
+    from tasks.summary import leaderboard_text
+
+    if not (root / METRICS).exists():
+        raise UserError(f"{METRICS} is not there; run `weatherglass run` first.")
+    print(f"{leaderboard_text(load_metrics(root))}\n\n{(root / REPORT).resolve()}")
+
+
+@app.command()
+def ui(
+    mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow UI.")] = 5000,
+    prefect_port: Annotated[int, typer.Option(help="Port of the Prefect UI.")] = 4200,
+    root: Root = Path("."),
+) -> None:
+    """Serve the MLflow and Prefect UIs on 127.0.0.1 until interrupted."""
+    from flows.ui import serve_uis
+
+    raise typer.Exit(serve_uis(root.resolve(), mlflow_port, prefect_port))
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence on stderr and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"weatherglass: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""evaluate: the test fold, every model on the same windows; metrics, plots and the report."""
+
+from __future__ import annotations
+
+from flows.stage import Stage, run_stage
+
+
+def evaluate_flow(stage: Stage) -> None:
+    from tasks.evaluate import METRICS, evaluate, load_metrics
+    from tasks.evidence import write_report
+    from tasks.summary import leaderboard, leaderboard_text
+    from tasks.tracking import current_client, retry
+
+    _, evidence, prepared = stage.do(evaluate, stage.params, stage.root)
+    metrics = load_metrics(stage.root)
+    shown = dict(stage.identity) | {"mlflow_run": stage.parent_run_id}
+    report = stage.do(write_report, stage.params, stage.root, metrics, evidence, prepared, shown)
+    stage.run.log(metrics=metrics, artifacts=[stage.root / METRICS, stage.root / "plots", report])
+    for key, value in metrics.items():
+        retry(current_client().log_metric, stage.parent_run_id, key, value)
+    publish_leaderboard(leaderboard(metrics))
+    print(leaderboard_text(metrics))
+
+
+def publish_leaderboard(rows: list[dict[str, str]]) -> None:
+    """Show the leaderboard in the Prefect UI."""
+    from prefect.artifacts import create_table_artifact
+
+    create_table_artifact(key="leaderboard", table=rows, description="Models on the test fold, by WQL")  # type: ignore[unused-coroutine]
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_stage("evaluate", evaluate_flow))

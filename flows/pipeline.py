@@ -1,0 +1,58 @@
+"""The whole pipeline: DVC decides what is stale, one Prefect server and one MLflow parent run see all of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tasks.errors import UserError
+
+USER_ERROR = Path(".weatherglass/user_error.txt")
+
+
+def run_pipeline(root: Path, targets: Sequence[str] = (), force: bool = False) -> int:
+    """Run what is stale of ``targets`` (all stages by default); returns the exit code: 0, 2 user's mistake, 1 failure."""
+    from flows.environment import configure
+    from flows.server import prefect_server
+    from tasks.params import Params
+
+    root = root.resolve()
+    params = Params.load(root=root)
+    if not (root / "dvc.yaml").exists() or not (root / ".dvc").is_dir():
+        raise UserError(f"{root} holds no dvc.yaml and .dvc folder; run weatherglass in the project's folder.")
+    configure(root, params.services.mlflow_uri, params.services.prefect_api_url)
+    (root / USER_ERROR).unlink(missing_ok=True)
+    with prefect_server(root) as api_url:
+        code = reproduce(root, targets, force)
+    if code == 0 and not targets:
+        print(where_to_look(root, api_url))
+    return code
+
+
+def reproduce(root: Path, targets: Sequence[str], force: bool) -> int:
+    """Run ``dvc repro`` and turn its exit code into ours."""
+    command = [sys.executable, "-m", "dvc", "repro", *(["--force"] if force else []), *targets]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    done = subprocess.run(command, cwd=root, env=environment, check=False)
+    if done.returncode == 0:
+        return 0
+    return 2 if (root / USER_ERROR).exists() else 1
+
+
+def where_to_look(root: Path, api_url: str) -> str:
+    """The last lines of a run: where its results are."""
+    return (
+        f"\nreport     {root / 'reports/report.html'}\n"
+        f"metrics    {root / 'metrics/test.json'}\n"
+        f"map        {root / 'artifacts/projection/projection.png'}\n"
+        f"forecast   weatherglass forecast --output forecast.parquet\n"
+        f"MLflow     make ui, then http://127.0.0.1:5000  (store: {os.environ['MLFLOW_TRACKING_URI']})\n"
+        f"Prefect    {api_url.removesuffix('/api')} while a run lasts, or make ui, then http://127.0.0.1:4200"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_pipeline(Path.cwd()))

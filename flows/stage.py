@@ -1,0 +1,108 @@
+"""What every stage shares: a Prefect flow on the pipeline's one server, a nested MLflow run, one-sentence errors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flows.pipeline import USER_ERROR
+from tasks.errors import UserError
+from tasks.files import digest_of, file_md5, write_text
+from tasks.params import Params
+from tasks.tracking import StageRun
+
+Result = TypeVar("Result")
+
+EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage at work: where, with which params, and the MLflow run that records it."""
+
+    name: str
+    root: Path
+    params: Params
+    run: StageRun
+    parent_run_id: str
+    identity: Mapping[str, str]
+
+    def do(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Run ``work(*arguments)`` as a Prefect task named after it."""
+        from prefect import task
+        from prefect.cache_policies import NO_CACHE
+
+        return task(name=work.__name__, cache_policy=NO_CACHE, persist_result=False)(work)(*arguments)
+
+
+def run_stage(name: str, body: Callable[[Stage], None], root: Path | None = None) -> int:
+    """Run ``body`` as the stage ``name``; returns the exit code: 0, 2 for a user's mistake, 1 for a failure.
+
+    A user's mistake is told in one sentence on stderr, without a traceback.
+    """
+    root = (root or Path.cwd()).resolve()
+    end_with_dvc()
+    try:
+        params = Params.load(root=root)
+        from flows.environment import configure
+
+        configure(root, params.services.mlflow_uri, params.services.prefect_api_url)
+        from flows.server import prefect_server
+
+        with prefect_server(root):
+            _run_flow(name, body, root, params)
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        write_text(root / USER_ERROR, f"{name}: {error}\n")
+        return EXIT_USER_ERROR
+    return 0
+
+
+def _run_flow(name: str, body: Callable[[Stage], None], root: Path, params: Params) -> None:
+    from prefect import flow
+    from prefect.runtime import flow_run
+
+    from tasks.tracking import initialise, parent_run, stage_run
+
+    @flow(name=name.split("@")[0], flow_run_name=name, persist_result=False)
+    def stage_flow() -> None:
+        initialise()
+        known = identity(root) | {"prefect_flow_run_id": str(flow_run.id)}
+        parent = parent_run(root, params.registry.experiment, known)
+        with stage_run(parent, name, {"weatherglass.prefect_flow_run_id": str(flow_run.id)}) as run:
+            body(Stage(name, root, params, run, parent, known))
+
+    stage_flow()
+
+
+def identity(root: Path) -> dict[str, str]:
+    """What a run is a run of: digests of params.yaml, of the data and of dvc.lock, and the git commit."""
+    found = {"params": digest_of((root / "params.yaml").read_text(encoding="utf-8"))}
+    for key, path in (("data_md5", root / "data/ingested/panel.parquet"), ("dvc_lock", root / "dvc.lock")):
+        if path.exists():
+            found[key] = file_md5(path)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    if commit.returncode == 0:
+        found["git_commit"] = commit.stdout.strip()
+    return found
+
+
+def end_with_dvc() -> None:
+    """End this process when the ``dvc repro`` that started it is killed, so that a rerun finds no one still at work."""
+    if "DVC_STAGE" not in os.environ:
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(EXIT_FAILURE)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,1 @@
+"""Forecasters: each a configuration and a module."""

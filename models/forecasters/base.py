@@ -1,0 +1,149 @@
+"""What every forecaster is, and the direct sequence forecaster that our own networks share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.panel import Batch, PanelSchema
+from models.predictive import LEVELS, MEDIAN, pinball_loss
+
+
+class Prediction(NamedTuple):
+    """``quantiles`` ``(B, H, Q)`` in the target's units, sorted, and ``features`` ``(B, D)`` of the encoder."""
+
+    quantiles: Tensor
+    features: Tensor
+
+
+def scaled_target(batch: Batch) -> Tensor:
+    """The true horizon in the window's own scale, ``(B, H)``."""
+    loc, scale = batch["target_scale"].unbind(1)
+    return (batch["decoder_target"] - loc[:, None]) / scale[:, None]
+
+
+def unscale(values: Tensor, batch: Batch) -> Tensor:
+    """Bring ``(B, H, ...)`` from the window's own scale to the target's units."""
+    shape = (-1,) + (1,) * (values.dim() - 1)
+    loc, scale = batch["target_scale"].unbind(1)
+    return values * scale.view(shape) + loc.view(shape)
+
+
+class Forecaster(nn.Module, ABC):
+    """A network that learns by ``loss`` and answers with quantiles and encoder features."""
+
+    levels: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("levels", torch.tensor(LEVELS, dtype=torch.float32), persistent=False)
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """Training loss of a batch, a scalar in the windows' own scale."""
+
+    @abstractmethod
+    def predict(self, batch: Batch) -> Prediction:
+        """Predictive quantiles and encoder features; deterministic given torch's random state."""
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Encoder features alone ``(B, D)``; overridden where they cost less than a prediction."""
+        return self.predict(batch).features
+
+    def quantile_loss(self, quantiles: Tensor, batch: Batch) -> Tensor:
+        """Mean pinball loss over windows, steps and levels, for quantiles in the window's own scale ``(B, H, Q)``."""
+        return 2.0 * pinball_loss(quantiles, scaled_target(batch), self.levels).mean()
+
+
+class CategoryEmbedding(nn.Module):
+    """Embeds every categorical input and concatenates them: int64 ``(B, T, C)`` -> ``(B, T, width)``."""
+
+    def __init__(self, categories: tuple[tuple[str, int], ...]) -> None:
+        super().__init__()
+        sizes = [(count, min(8, (count + 3) // 2)) for _, count in categories]
+        self.tables = nn.ModuleList(nn.Embedding(count, size) for count, size in sizes)
+        self.width = sum(size for _, size in sizes)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        parts = [table(codes[..., index]) for index, table in enumerate(self.tables)]
+        return torch.cat(parts, dim=-1) if parts else codes.new_zeros((*codes.shape[:-1], 0), dtype=torch.float32)
+
+
+class QuantileHead(nn.Module):
+    """Non-crossing quantiles: a median, and softplus steps away from it on both sides. ``(..., W) -> (..., Q)``."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(width, len(LEVELS))
+        nn.init.normal_(self.project.weight, std=0.02)
+        with torch.no_grad():  # begin near a spread of one tenth of the window's standard deviation between levels
+            self.project.bias.fill_(-2.5)
+            self.project.bias[MEDIAN] = 0.0
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        raw = self.project(hidden)
+        median = raw[..., MEDIAN : MEDIAN + 1]
+        above = torch.cumsum(nn.functional.softplus(raw[..., MEDIAN + 1 :]), dim=-1)
+        below = torch.cumsum(nn.functional.softplus(raw[..., :MEDIAN].flip(-1)), dim=-1).flip(-1)
+        return torch.cat([median - below, median, median + above], dim=-1)
+
+
+class SequenceForecaster(Forecaster):
+    """Direct multi-step quantiles from any causal backbone ``(B, T, width) -> (B, T, width)``.
+
+    The backbone reads history and horizon as one sequence, in which the unknown future (target, past-only
+    covariates) is zero and marked; the last H positions are the forecast. History is always ``context`` steps wide, so
+    that a short one is padded alike whatever its batch holds. The median is a correction of a learned
+    average of the target's lags, so the network starts as a seasonal forecast.
+    """
+
+    def __init__(self, schema: PanelSchema, width: int, backbone: nn.Module) -> None:
+        super().__init__()
+        self.embedding = CategoryEmbedding(schema.all_categories)
+        self.project = nn.Linear(len(schema.reals) + 1 + self.embedding.width, width)
+        self.backbone = backbone
+        self.head = QuantileHead(width)
+        self.context = schema.context
+        self.unknown = [0, *schema.past_reals]
+        self.n_lags = len(schema.lags)
+        self.lag_weights = nn.Parameter(torch.zeros(self.n_lags))
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Quantiles in the window's own scale ``(B, H, Q)`` and features ``(B, width)`` at the last known step."""
+        lengths, context, decoder = batch["encoder_lengths"], self.context, batch["decoder_cont"]
+        encoder = align_right(batch["encoder_cont"], lengths, context)
+        codes = torch.cat([align_right(batch["encoder_cat"], lengths, context), batch["decoder_cat"]], dim=1)
+        future = decoder.clone()
+        future[..., self.unknown] = 0.0
+        horizon = decoder.shape[1]
+        marker = encoder.new_zeros((encoder.shape[0], context + horizon, 1))
+        marker[:, context:] = 1.0
+        inputs = torch.cat([torch.cat([encoder, future], dim=1), marker, self.embedding(codes)], dim=-1)
+        hidden = self.backbone(self.project(inputs))
+        quantiles = self.head(hidden[:, context:])
+        if self.n_lags:
+            base = (decoder[..., -self.n_lags :] * self.lag_weights.softmax(0)).sum(-1)
+            quantiles = quantiles + base[..., None]
+        return quantiles, hidden[:, context - 1]
+
+    def loss(self, batch: Batch) -> Tensor:
+        return self.quantile_loss(self(batch)[0], batch)
+
+    def predict(self, batch: Batch) -> Prediction:
+        quantiles, features = self(batch)
+        return Prediction(unscale(quantiles, batch), features)
+
+
+def align_right(values: Tensor, lengths: Tensor, width: int) -> Tensor:
+    """Move left-aligned sequences ``(B, T, ...)`` of ``lengths`` ``(B,)`` to the end of ``width`` steps, zero before.
+
+    The newest step of every window then is the last: ``(B, width, ...)``.
+    """
+    if bool((lengths == width).all()):
+        return values
+    source = torch.arange(width, device=values.device)[None] - (width - lengths)[:, None]
+    index = source.clamp(min=0)[..., None].expand(-1, -1, values.shape[2])
+    return torch.where(source[..., None] >= 0, values.gather(1, index), values.new_zeros(()))

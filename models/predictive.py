@@ -1,0 +1,146 @@
+"""The predictive distribution that every forecaster, ensemble and baseline ends as.
+
+A distribution per (window, step) is held as quantiles on a fixed grid of levels: linear between the levels, with
+exponential tails beyond the outermost two (so that no observation is ever further out than the distribution can say).
+All methods work on float64 tensors of shape ``(..., Q)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: Quantile levels at which every forecaster is stored.
+LEVELS: tuple[float, ...] = (0.01, 0.025, *(round(0.05 * i, 2) for i in range(1, 20)), 0.975, 0.99)
+MEDIAN = LEVELS.index(0.5)
+
+
+def pinball_loss(quantiles: Tensor, target: Tensor, levels: Tensor) -> Tensor:
+    """Quantile (pinball) loss, elementwise: ``(y - q) (tau - 1[y < q])`` (Koenker and Bassett, 1978).
+
+    ``quantiles`` ``(..., Q)``, ``target`` ``(...)``, ``levels`` ``(Q,)`` -> ``(..., Q)``, in the target's units.
+    """
+    error = target[..., None] - quantiles
+    return torch.maximum(levels * error, (levels - 1.0) * error)
+
+
+@dataclass(frozen=True)
+class Predictive:
+    """Quantiles ``values`` ``(..., Q)`` at ``LEVELS``, sorted along the last axis. Leading axes are free."""
+
+    values: Tensor
+
+    def __post_init__(self) -> None:
+        if self.values.shape[-1] != len(LEVELS):
+            raise ValueError(f"values has {self.values.shape[-1]} quantiles; LEVELS has {len(LEVELS)}")
+        object.__setattr__(self, "values", self.values.to(torch.float64).sort(dim=-1).values)
+
+    @property
+    def levels(self) -> Tensor:
+        return torch.tensor(LEVELS, dtype=torch.float64, device=self.values.device)
+
+    @property
+    def median(self) -> Tensor:
+        """``(...)``."""
+        return self.values[..., MEDIAN]
+
+    def _knots(self) -> Tensor:
+        """Values made strictly increasing by a hair, so that the distribution function has an inverse."""
+        span = (self.values[..., -1:] - self.values[..., :1]).abs() + self.values.abs().amax(-1, keepdim=True)
+        step = (span * 1e-9).clamp(min=1e-12)
+        return self.values + step * torch.arange(len(LEVELS), device=self.values.device)
+
+    def quantile(self, level: Tensor) -> Tensor:
+        """Quantile at ``level`` in (0, 1), broadcast against the leading axes: ``(...)``."""
+        level = torch.as_tensor(level, dtype=torch.float64, device=self.values.device)
+        return torch.where(level <= 0.5, self.tail_quantile(level, upper=False), self.tail_quantile(1 - level, upper=True))
+
+    def tail_quantile(self, tail: Tensor, *, upper: bool) -> Tensor:
+        """The value with probability ``tail`` beyond it, on the upper or lower side; exact for the smallest tails.
+
+        ``tail`` is in [0, 1]; 0 gives an infinite value.
+        """
+        knots = self._knots()
+        if upper:  # mirror the distribution: its upper tail is the lower tail of -Y
+            knots = -knots.flip(-1)
+        levels = self.levels if not upper else (1 - self.levels).flip(-1)
+        tail = torch.as_tensor(tail, dtype=torch.float64, device=knots.device).expand(knots.shape[:-1])
+        cell = torch.searchsorted(levels, tail.contiguous()).clamp(1, len(LEVELS) - 1)
+        pick = lambda index: knots.gather(-1, index[..., None])[..., 0]  # noqa: E731
+        left, right = levels[cell - 1], levels[cell]
+        inside = pick(cell - 1) + (tail - left) / (right - left) * (pick(cell) - pick(cell - 1))
+        low, high = Predictive._tails_of(knots, levels)
+        below = knots[..., 0] + low * torch.log(tail / levels[0])
+        above = knots[..., -1] - high * torch.log((1 - tail) / (1 - levels[-1]))
+        value = torch.where(tail < levels[0], below, torch.where(tail > levels[-1], above, inside))
+        return -value if upper else value
+
+    @staticmethod
+    def _tails_of(knots: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+        low = (knots[..., 1] - knots[..., 0]) / torch.log(levels[1] / levels[0])
+        high = (knots[..., -1] - knots[..., -2]) / torch.log((1 - levels[-2]) / (1 - levels[-1]))
+        return low, high
+
+    def tail_probability(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """``(P(Y <= y), P(Y > y))``, each accurate to full relative precision in its own tail; ``(...)`` each."""
+        knots, levels = self._knots(), self.levels
+        y = torch.as_tensor(y, dtype=torch.float64, device=knots.device).expand(knots.shape[:-1])
+        cell = (knots < y[..., None]).sum(-1).clamp(1, len(LEVELS) - 1)
+        pick = lambda index: knots.gather(-1, index[..., None])[..., 0]  # noqa: E731
+        fraction = (y - pick(cell - 1)) / (pick(cell) - pick(cell - 1))
+        inside = levels[cell - 1] + fraction * (levels[cell] - levels[cell - 1])
+        low, high = self._tails_of(knots, levels)
+        below = levels[0] * torch.exp(((y - knots[..., 0]) / low).clamp(max=0.0))
+        above = (1 - levels[-1]) * torch.exp(((knots[..., -1] - y) / high).clamp(max=0.0))
+        is_below, is_above = y < knots[..., 0], y > knots[..., -1]
+        cdf = torch.where(is_below, below, torch.where(is_above, 1 - above, inside))
+        survival = torch.where(is_above, above, torch.where(is_below, 1 - below, 1 - inside))
+        return cdf, survival
+
+    def cdf(self, y: Tensor) -> Tensor:
+        """``P(Y <= y)``, ``(...)``."""
+        return self.tail_probability(y)[0]
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """Logarithm of the density at ``y``, ``(...)``."""
+        knots, levels = self._knots(), self.levels
+        y = torch.as_tensor(y, dtype=torch.float64, device=knots.device).expand(knots.shape[:-1])
+        cell = (knots < y[..., None]).sum(-1).clamp(1, len(LEVELS) - 1)
+        gap = knots.gather(-1, cell[..., None])[..., 0] - knots.gather(-1, cell[..., None] - 1)[..., 0]
+        inside = torch.log(levels[cell] - levels[cell - 1]) - torch.log(gap)
+        low, high = self._tails_of(knots, levels)
+        cdf, survival = self.tail_probability(y)
+        outside = torch.where(y < knots[..., 0], torch.log(cdf) - torch.log(low), torch.log(survival) - torch.log(high))
+        return torch.where((y < knots[..., 0]) | (y > knots[..., -1]), outside, inside)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance, ``(...)`` each, by exact integration of the quantile function over (0, 1)."""
+        knots, levels = self.values, self.levels
+        low, high = self._tails_of(knots, levels)
+        left, right, mass = knots[..., :-1], knots[..., 1:], levels.diff()
+        p, q, first, last = levels[0], 1 - levels[-1], knots[..., 0], knots[..., -1]
+        centre = self.median  # about the median, so that the variance loses no digits
+        mean = (mass * (left + right) / 2).sum(-1) + p * (first - low) + q * (last + high)
+        left, right = left - centre[..., None], right - centre[..., None]
+        first, last = first - centre, last - centre
+        square = (mass * (left**2 + left * right + right**2) / 3).sum(-1)
+        square = square + p * (first**2 - 2 * first * low + 2 * low**2) + q * (last**2 + 2 * last * high + 2 * high**2)
+        return mean, (square - (mean - centre) ** 2).clamp(min=0.0)
+
+    @property
+    def mean(self) -> Tensor:
+        """``(...)``."""
+        return self.moments()[0]
+
+    @property
+    def variance(self) -> Tensor:
+        """``(...)``, in squared units of the target."""
+        return self.moments()[1]
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """``count`` independent draws per distribution by inversion, ``(count, ...)``."""
+        shape = (count, *self.values.shape[:-1])
+        uniform = torch.rand(shape, dtype=torch.float64, generator=generator, device=self.values.device)
+        return torch.stack([self.quantile(row) for row in uniform.clamp(1e-12, 1 - 1e-12)])

@@ -1,0 +1,1 @@
+"""Uncertainty: pooling, recalibration, conformal sets, the OOD gate and scores, all on Predictive alone."""

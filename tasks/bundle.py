@@ -1,0 +1,163 @@
+"""The bundle: the one thing that is registered, deployed and rolled back; safetensors and JSON, no pickle."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from models.forecasters.base import Forecaster
+from models.panel import Panel, Windows
+from models.uncertainty.calibration import INTERVAL_LEVELS, JOINT_LEVEL, Calibration
+from models.uncertainty.ensemble import decompose, pool
+from models.uncertainty.gate import Gate
+from tasks.calibrate import encoder_family, gate_features, load_calibration, relative_spread
+from tasks.encoding import Encoding
+from tasks.ensemble import ENSEMBLE, POOLED, member_weights
+from tasks.errors import UserError
+from tasks.files import atomic_dir, digest_of, file_md5, read_json, write_json
+from tasks.member import load_member
+from tasks.params import Params
+from tasks.predict import predict_windows
+from tasks.prepare import PREPARED
+from tasks.train import TRAINED
+
+BUNDLE = Path("artifacts/bundle")
+FORMAT = 1
+DISTRIBUTION_COLUMNS = ("mean", "median")
+BAND_COLUMNS = tuple(f"{side}-{level}" for level in INTERVAL_LEVELS for side in ("lo", "hi"))
+JOINT_COLUMNS = (f"joint-lo-{JOINT_LEVEL}", f"joint-hi-{JOINT_LEVEL}")
+TRUST_COLUMNS = ("aleatoric", "epistemic", "ood_score", "ood_pvalue", "is_ood", "abstain")
+
+#: The columns that users receive, in order.
+FORECAST_COLUMNS = (
+    "unique_id", "ds", "cutoff", *DISTRIBUTION_COLUMNS, *BAND_COLUMNS, *JOINT_COLUMNS, *TRUST_COLUMNS, "model",
+)  # fmt: skip
+
+
+def write_bundle(params: Params, root: Path) -> Path:
+    """Bring weights, repairs, gate, encoding, params and card together in ``artifacts/bundle``."""
+    calibrations, _, card = load_calibration(root)
+    with atomic_dir(root / BUNDLE) as folder:
+        for family in params.families:
+            (folder / "members" / family).mkdir(parents=True)
+            for index in range(params.train.members):
+                name = f"member_{index}.safetensors"
+                shutil.copyfile(root / TRAINED / family / name, folder / "members" / family / name)
+        shutil.copyfile(root / "artifacts/calibration/gate.safetensors", folder / "gate.safetensors")
+        content = {
+            "format": FORMAT,
+            "pooling": read_json(root / POOLED / "weights.json")["pooling"],
+            "members": member_weights(root),
+            "calibration": calibrations[ENSEMBLE].state(),
+            "encoding": read_json(root / PREPARED / "encoding.json"),
+            "params": params.model_dump(mode="json"),
+            "card": card,
+            "metrics": read_json(root / "metrics/test.json"),
+        }
+        write_json(folder / "bundle.json", content)
+        files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        write_json(folder / "manifest.json", {name: file_md5(folder / name) for name in files})
+    return root / BUNDLE
+
+
+def bundle_digest(folder: Path) -> str:
+    """Identity of a bundle: a digest over the digests of its files."""
+    return digest_of(read_json(folder / "manifest.json"))
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle, ready to forecast."""
+
+    params: Params
+    encoding: Encoding
+    members: tuple[Forecaster, ...]
+    weights: torch.Tensor
+    encoder: Forecaster
+    pooling: str
+    calibration: Calibration
+    gate: Gate
+    card: Mapping[str, Any]
+    name: str
+
+    @classmethod
+    def load(cls, folder: Path, name: str = "weatherglass") -> Bundle:
+        """Load from a folder; every file is checked against the manifest first.
+
+        Raises UserError where a file is missing or is not what was written.
+        """
+        from safetensors.torch import load_file
+
+        for path, digest in read_json(folder / "manifest.json").items():
+            if not (folder / path).resolve().is_relative_to(folder.resolve()):
+                raise UserError(f"the bundle's manifest names '{path}', which lies outside of it; register the model again.")
+            if not (folder / path).is_file() or file_md5(folder / path) != digest:
+                raise UserError(f"the bundle's file '{path}' is not the one that was registered; register the model again.")
+        content = read_json(folder / "bundle.json")
+        params = Params.model_validate(content["params"], strict=False)
+        encoding = Encoding.from_state(content["encoding"])
+        loaded = {}
+        for row in content["members"]:
+            weights = folder / "members" / row["family"] / f"member_{row['index']}.safetensors"
+            config = getattr(params.forecasters, row["family"])
+            loaded[row["family"], row["index"]] = load_member(row["family"], config, encoding.schema, weights)
+        return cls(
+            params=params,
+            encoding=encoding,
+            members=tuple(loaded.values()),
+            weights=torch.tensor([row["weight"] for row in content["members"]], dtype=torch.float64),
+            encoder=loaded[encoder_family(params), 0],
+            pooling=content["pooling"],
+            calibration=Calibration.from_state(content["calibration"]),
+            gate=Gate.from_tensors(load_file(folder / "gate.safetensors")),
+            card=content["card"],
+            name=name,
+        )
+
+    def forecast(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Forecast the steps after the last target of every series.
+
+        ``frame`` is a validated long table (``unique_id, ds, y`` and covariates, sorted) with future rows as
+        :func:`tasks.future.with_future_rows` makes them. Returns the forecast table, one row per series and step.
+        """
+        panel = self.encoding.panel(frame)
+        windows = Windows(torch.arange(panel.n_series), panel.observed.clone())
+        values = torch.stack([torch.from_numpy(self._quantiles(member, panel, windows)) for member in self.members])
+        predictive = self.calibration.apply(pool(values, self.weights, self.pooling))
+        aleatoric, epistemic = decompose(values, self.weights)
+        encoded = torch.from_numpy(predict_windows(self.encoder, panel, windows, self.params.train.seed)[1])
+        scale, level_features = panel.levels(windows)
+        score = self.gate.score(gate_features(encoded, level_features))
+        abstain = self.gate.abstain(score, relative_spread(predictive, scale))
+        horizon = panel.schema.horizon
+        rows = (panel.offsets[:-1] + panel.observed).numpy()[:, None] + np.arange(horizon)
+        per_step: dict[str, Any] = {"mean": predictive.mean, "median": predictive.median}
+        for level in INTERVAL_LEVELS:
+            per_step[f"lo-{level}"], per_step[f"hi-{level}"] = self.calibration.step.interval(predictive, level)
+        per_step[JOINT_COLUMNS[0]], per_step[JOINT_COLUMNS[1]] = self.calibration.joint.band(predictive)
+        if self.encoding.minimum is not None:  # a count is never below it, so no interval loses coverage by this
+            per_step = {name: value.clamp(min=self.encoding.minimum) for name, value in per_step.items()}
+        per_step |= {"aleatoric": aleatoric, "epistemic": epistemic}
+        times = frame["ds"].to_numpy()
+        table: dict[str, Any] = {
+            "unique_id": frame["unique_id"].to_numpy()[rows].ravel(),
+            "ds": times[rows].ravel(),
+            "cutoff": np.repeat(times[rows[:, 0] - 1], horizon),
+            **{name: value.numpy().ravel() for name, value in per_step.items()},
+            "ood_score": np.repeat(score.numpy(), horizon),
+            "ood_pvalue": np.repeat(self.gate.p_value(score).numpy(), horizon),
+            "is_ood": np.repeat(self.gate.is_ood(score).numpy(), horizon),
+            "abstain": np.repeat(abstain.numpy(), horizon),
+            "model": self.name,
+        }
+        return pd.DataFrame(table)[list(FORECAST_COLUMNS)]
+
+    def _quantiles(self, member: Forecaster, panel: Panel, windows: Windows) -> np.ndarray:
+        return predict_windows(member, panel, windows, self.params.train.seed)[0]

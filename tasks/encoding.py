@@ -1,0 +1,118 @@
+"""From a validated long table to a panel of tensors, by statistics and vocabularies of the training fold."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from models.panel import Panel, PanelSchema
+from tasks.calendar import calendar_features, step_seconds
+from tasks.params import Params
+from tasks.settings import Settings
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How columns become numbers; part of the bundle, so that new data is encoded as the training data was.
+
+    ``moments`` maps each real covariate to its training mean and standard deviation; ``vocabularies`` maps each
+    static categorical (the first is the series id) to its values, whose codes start at 1; 0 stands for unseen.
+    """
+
+    schema: PanelSchema
+    frequency: str | int
+    holidays: str | None
+    calendar: bool
+    known_future: tuple[str, ...]
+    past_only: tuple[str, ...]
+    static_reals: tuple[str, ...]
+    moments: dict[str, tuple[float, float]]
+    vocabularies: dict[str, list[str]]
+    minimum: float | None
+
+    @classmethod
+    def fit(cls, frame: pd.DataFrame, params: Params, settings: Settings, train: np.ndarray) -> Encoding:
+        """Fit on the rows of ``frame`` where ``train`` (bool ``(n_rows,)``) holds."""
+        data = params.data
+        known, past, _ = data.known_future, data.past_only, data.static
+        static_reals = tuple(name for name in data.static if pd.api.types.is_numeric_dtype(frame[name]))
+        static = tuple(name for name in data.static if name not in static_reals)
+        moments: dict[str, tuple[float, float]] = {}
+        for name in (*known, *past, *static_reals):
+            column = frame.loc[train, name].to_numpy(np.float64)
+            deviation = float(np.nanstd(column)) if len(column) else 0.0
+            moments[name] = (float(np.nanmean(column)) if len(column) else 0.0, deviation if deviation > 1e-12 else 1.0)
+        vocabularies = {"unique_id": sorted(frame["unique_id"].unique().tolist())}
+        vocabularies |= {name: sorted(frame[name].astype(str).unique().tolist()) for name in static}
+        reals, categories = _calendar_names(data.frequency, data.holidays) if settings.calendar else ((), ())
+        schema = PanelSchema(
+            known=(*known, *static_reals, *reals),
+            past=past,
+            static=tuple((name, len(values) + 1) for name, values in vocabularies.items()),
+            categories=categories,
+            lags=settings.lags,
+            context=settings.context,
+            horizon=settings.horizon,
+            season_length=settings.season_length,
+        )
+        minimum = 0.0 if data.count else None
+        return cls(
+            schema, data.frequency, data.holidays, settings.calendar, known, past, static_reals, moments, vocabularies, minimum
+        )
+
+    def panel(self, frame: pd.DataFrame) -> Panel:
+        """Encode a validated long table (sorted by ``unique_id``, ``ds``) whose future rows have an empty ``y``."""
+        schema = self.schema
+        _, starts = np.unique(frame["unique_id"].to_numpy(), return_index=True)
+        offsets = np.append(starts, len(frame)).astype(np.int64)
+        width = 1 + len(schema.known) + len(schema.past)
+        rows = np.empty((len(frame), width), dtype=np.float32)
+        rows[:, 0] = frame["y"].to_numpy(np.float32)
+        position = 1
+        for name in (*self.known_future, *self.static_reals):
+            rows[:, position] = self._standardised(frame, name)
+            position += 1
+        codes = np.zeros((len(frame), len(schema.categories)), dtype=np.int64)
+        if self.calendar:
+            features = calendar_features(pd.DatetimeIndex(frame["ds"]), step_seconds(self.frequency), self.holidays)
+            for values in features.reals.values():
+                rows[:, position] = values
+                position += 1
+            for index, (values, _) in enumerate(features.categories.values()):
+                codes[:, index] = values
+        for name in self.past_only:
+            rows[:, position] = np.nan_to_num(self._standardised(frame, name))
+            position += 1
+        static = np.stack([self._codes(frame, name)[starts] for name, _ in schema.static], axis=1)
+        observed = np.add.reduceat(frame["y"].notna().to_numpy().astype(np.int64), starts)
+        return Panel(schema, *(torch.from_numpy(array) for array in (rows, codes, static, offsets, observed)))
+
+    def _standardised(self, frame: pd.DataFrame, name: str) -> np.ndarray:
+        mean, deviation = self.moments[name]
+        return ((frame[name].to_numpy(np.float64) - mean) / deviation).astype(np.float32)
+
+    def _codes(self, frame: pd.DataFrame, name: str) -> np.ndarray:
+        lookup = {value: index + 1 for index, value in enumerate(self.vocabularies[name])}
+        return frame[name].astype(str).map(lookup).fillna(0).to_numpy().astype(np.int64)
+
+    def state(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Encoding:
+        schema = state["schema"]
+        parts: dict[str, Any] = {key: tuple(schema[key]) for key in ("known", "past", "lags")}
+        parts |= {key: tuple((name, int(count)) for name, count in schema[key]) for key in ("static", "categories")}
+        parts |= {key: schema[key] for key in ("context", "horizon", "season_length")}
+        tuples = {key: tuple(state[key]) for key in ("known_future", "past_only", "static_reals")}
+        moments = {name: (mean, deviation) for name, (mean, deviation) in state["moments"].items()}
+        return cls(**{**state, **tuples, "moments": moments, "schema": PanelSchema(**parts)})
+
+
+def _calendar_names(frequency: str | int, holidays: str | None) -> tuple[tuple[str, ...], tuple[tuple[str, int], ...]]:
+    features = calendar_features(pd.DatetimeIndex(["2001-01-01"]), step_seconds(frequency), holidays)
+    return tuple(features.reals), tuple((name, count) for name, (_, count) in features.categories.items())

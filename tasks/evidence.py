@@ -1,0 +1,137 @@
+"""What the report page shows, gathered from the evaluation."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.predictive import pinball_loss
+from models.uncertainty import scores
+from models.uncertainty.guarantee import coverage_band
+from tasks.evaluate import Evidence, step_table
+from tasks.files import read_json, write_text
+from tasks.params import Params
+from tasks.prepare import INGESTED, Prepared
+from tasks.report import Fan, Ood, Pit, Reliability, ReportData, Selective, Steps, render_report
+
+REPORT = Path("reports/report.html")
+HISTORY_SHOWN = 4  # horizons of history on a fan chart
+
+
+def write_report(
+    params: Params, root: Path, metrics: dict[str, float], evidence: Evidence, prepared: Prepared, identity: dict[str, str]
+) -> Path:
+    """Render and write ``reports/report.html``; returns its path."""
+    write_text(root / REPORT, render_report(report_data(params, root, metrics, evidence, prepared, identity)))
+    return root / REPORT
+
+
+def report_data(
+    params: Params, root: Path, metrics: dict[str, float], evidence: Evidence, prepared: Prepared, identity: dict[str, str]
+) -> ReportData:
+    """Everything on the page, as plain arrays."""
+    card = read_json(root / "artifacts/calibration/card.json")
+    bands = {name: test_band(card, name, evidence, prepared) for name in ("step 90 %", "joint 90 %")}
+    gate = evidence.gate
+    kept, risk = scores.risk_coverage(evidence.spread, evidence.risk)
+    oracle = scores.risk_coverage(evidence.risk, evidence.risk)[1]
+    return ReportData(
+        title=f"{params.registry.name}: {params.data.source} forecasts, {params.data.horizon} steps ahead",
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        identity=identity,
+        data_span=data_span(root, prepared),
+        metrics=metrics,
+        families=params.families,
+        baselines=params.baselines.models,
+        coverage_band=bands["step 90 %"],
+        joint_band=bands["joint 90 %"],
+        fans=fans(evidence, prepared),
+        reliability=Reliability(
+            evidence.before.levels.numpy(),
+            scores.reliability(evidence.before, evidence.target).numpy(),
+            scores.reliability(evidence.after, evidence.target).numpy(),
+        ),
+        pit=Pit(evidence.before.cdf(evidence.target).flatten().numpy(), evidence.after.cdf(evidence.target).flatten().numpy()),
+        steps=Steps(**step_table(evidence), nominal=0.9),
+        ood=Ood(
+            calibration=gate.scores.numpy(),
+            test=evidence.gate_scores.numpy(),
+            perturbed={name: values.numpy() for name, values in evidence.perturbed.items()},
+            threshold=gate.threshold,
+            nominal_rate=gate.alpha,
+            test_rate=float(gate.is_ood(evidence.gate_scores).double().mean()),
+        ),
+        selective=Selective(kept.numpy(), risk.numpy(), oracle.numpy()),
+        card=card,
+    )
+
+
+def test_band(card: dict[str, Any], name: str, evidence: Evidence, prepared: Prepared) -> tuple[float, float]:
+    """Band for coverage on the test fold: beta-binomial at the effective sizes of the conformal and the test fold.
+
+    The test fold's effective size is its count divided by the conformal fold's design effect, so that no test outcome
+    enters its own band.
+    """
+    promise = card["levels"][name]
+    design_effect = promise["n"] / promise["n_effective"]
+    windows = len(evidence.target)
+    overlap = 2 if prepared.meta["settings"]["cutoff_every"] > 1 else 1  # conformal windows overlap twofold, test ones do not
+    n_test = max(1.0, min(windows, windows * overlap / design_effect))
+    return coverage_band(promise["n_effective"], n_test, promise["level"])
+
+
+def data_span(root: Path, prepared: Prepared) -> dict[str, str]:
+    """Size and extent of the panel in words."""
+    meta = read_json(root / INGESTED / "meta.json")
+    windows = prepared.fold("test", "evaluate")
+    return {
+        "series": f"{meta['n_series']:,}",
+        "rows": f"{meta['n_rows']:,}",
+        "first": str(meta["first"]),
+        "last": str(meta["last"]),
+        "frequency": str(meta["frequency"]),
+        "horizon": f"{prepared.panel.schema.horizon} steps",
+        "test windows": f"{len(windows):,} from {len(torch.unique(prepared.cutoff_step(windows)))} cutoffs",
+    }
+
+
+def fans(evidence: Evidence, prepared: Prepared) -> tuple[Fan, ...]:
+    """Fan charts of the best, the median and the worst series by WQL, each at its latest test cutoff."""
+    windows = prepared.fold("test", "evaluate")
+    by_series: dict[int, float] = {}
+    for index in torch.unique(windows.series).tolist():
+        mine = windows.series == index
+        truth = evidence.target[mine].to(torch.float64)
+        loss = pinball_loss(evidence.after.values[mine][..., scores.DECILES], truth, evidence.after.levels[scores.DECILES])
+        by_series[index] = float(2 * loss.sum((0, 1)).mean() / truth.abs().sum().clamp(min=1e-12))
+    order = sorted(by_series, key=lambda index: by_series[index])
+    chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
+    return tuple(_fan(label, index, by_series[index], evidence, prepared) for label, index in chosen.items())
+
+
+def _fan(label: str, series: int, score: float, evidence: Evidence, prepared: Prepared) -> Fan:
+    windows = prepared.fold("test", "evaluate")
+    row = int(torch.nonzero(windows.series == series)[-1])
+    window = windows[slice(row, row + 1)]
+    cutoff = int(window.cutoff[0])
+    start = int(prepared.panel.offsets[series])
+    past = slice(start + max(0, cutoff - HISTORY_SHOWN * prepared.panel.schema.horizon), start + cutoff)
+    return Fan(
+        label=label,
+        unique_id=str(prepared.ids[series]),
+        score=score,
+        cutoff=str(prepared.cutoff_time(window)[0])[:16].removesuffix("T00:00"),
+        history_ds=prepared.ds[past],
+        history_y=prepared.panel.rows[past, 0].numpy().astype(np.float64),
+        ds=prepared.target_time(window)[0],
+        y=evidence.target[row].numpy().astype(np.float64),
+        median=evidence.after.median[row].numpy(),
+        lo={level: bounds[0][row].numpy() for level, bounds in evidence.intervals.items()},
+        hi={level: bounds[1][row].numpy() for level, bounds in evidence.intervals.items()},
+        joint_lo=evidence.joint[0][row].numpy(),
+        joint_hi=evidence.joint[1][row].numpy(),
+    )

@@ -1,0 +1,90 @@
+"""Folds in time, and the linter that refuses to use one for another's purpose."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from models.panel import Panel, Windows
+from tasks.settings import FOLDS, Settings
+
+#: What each fold may be used for, and nothing else.
+PURPOSES = {
+    "train": {"fit networks", "fit feature statistics"},
+    "early_stopping": {"choose epoch", "weight members"},
+    "temperature": {"fit temperature", "fit step scale"},
+    "ood": {"fit gate"},
+    "conformal": {"fit conformal"},
+    "test": {"evaluate"},
+}
+
+
+class FoldLeak(RuntimeError):
+    """A fold was asked for a purpose that is not its own."""
+
+
+def claim(fold: str, purpose: str) -> str:
+    """Return ``fold`` if ``purpose`` is its own; raise :class:`FoldLeak` otherwise, which stops the run."""
+    if purpose not in PURPOSES.get(fold, set()):
+        right = next((name for name, uses in PURPOSES.items() if purpose in uses), "no fold")
+        raise FoldLeak(f"fold '{fold}' must not be used to {purpose}: that is what '{right}' is for")
+    return fold
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A stretch of time steps ``[start, end)`` that holds the targets of its windows, counted from the panel's first."""
+
+    name: str
+    start: int
+    end: int
+
+
+def lay_folds(settings: Settings, end: int) -> list[Fold]:
+    """Lay the folds backwards from ``end`` (one past the last observed step), ``gap`` steps between neighbours."""
+    folds, stop = [], end
+    for name in reversed(FOLDS):
+        start = stop - getattr(settings, name)
+        folds.append(Fold(name, start, stop))
+        stop = start - settings.gap
+    folds.append(Fold("train", 0, stop))
+    folds.reverse()
+    lint_folds(folds, settings.gap)
+    return folds
+
+
+def lint_folds(folds: list[Fold], gap: int) -> None:
+    """Raise :class:`FoldLeak` unless folds follow each other in time with at least ``gap`` steps between them."""
+    order = ["train", *FOLDS]
+    if [fold.name for fold in folds] != order:
+        raise FoldLeak(f"folds are {[fold.name for fold in folds]}; they must be {order}")
+    for earlier, later in zip(folds, folds[1:], strict=False):
+        if earlier.end <= earlier.start or later.start - earlier.end < gap:
+            raise FoldLeak(
+                f"fold '{earlier.name}' ends at step {earlier.end} and '{later.name}' starts at {later.start}; "
+                f"each needs at least one step and {gap} between them"
+            )
+
+
+def fold_windows(fold: Fold, panel: Panel, first_step: np.ndarray, settings: Settings) -> Windows:
+    """Windows whose targets lie wholly in ``fold``.
+
+    ``first_step`` int64 ``(n_series,)`` is each series' first step on the panel's time axis. Training takes every
+    cutoff, the test fold one every ``cutoff_every`` steps, the folds between one every half of that: their windows
+    overlap, which costs nothing but effective sample size and that is measured.
+    """
+    observed = panel.observed.numpy()
+    minimum = min(settings.context, 2 * settings.season_length) if fold.name == "train" else 2
+    stride = {"train": 1, "test": settings.cutoff_every}.get(fold.name, max(1, settings.cutoff_every // 2))
+    first = fold.start - first_step
+    last = np.minimum(fold.end - first_step, observed) - settings.horizon
+    if fold.name != "train":  # keep to the grid that ends with the fold, also where a series ends earlier
+        late = np.maximum(fold.end - first_step - observed, 0)
+        last = fold.end - first_step - settings.horizon - -(-late // stride) * stride
+    return panel.window_grid(first, last, stride, max(minimum, 2))
+
+
+def fold_table(folds: list[Fold]) -> list[dict[str, int | str]]:
+    """Folds as plain dictionaries, for JSON."""
+    return [asdict(fold) for fold in folds]

@@ -1,0 +1,266 @@
+"""params.yaml as one frozen tree of validated values; every mistake in it is told in one sentence."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from models.forecasters.config import Count, DeepARConfig, MambaConfig, TCNConfig, TFTConfig
+from tasks.errors import UserError
+from tasks.params_file import read_yaml, told
+from tasks.settings import FOLDS, Settings, derive_settings
+
+__all__ = ["Params", "Settings", "derive_settings"]
+
+Family = Literal["tft", "deepar", "tcn", "mamba"]
+Baseline = Literal["seasonal_naive", "auto_ets"]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Text = Annotated[str, Field(min_length=1)]
+Names = Annotated[tuple[Text, ...], Field(strict=False)]
+COLUMN_ROLES = ("known_future", "past_only", "static")
+
+
+def _frequency(value: Any) -> str | int:
+    import pandas as pd
+
+    right = "a pandas offset alias such as D, h, 15min, W-MON, MS or QS, or 1 for whole-number time"
+    if isinstance(value, int) and not isinstance(value, bool) and value == 1:
+        return 1
+    try:
+        offset = pd.tseries.frequencies.to_offset(value) if isinstance(value, str) else None
+    except ValueError:
+        offset = None
+    if offset is None or offset.n < 1:
+        raise ValueError(right)
+    return str(value)
+
+
+def _until(value: Any) -> dt.date | int | None:
+    if value is None or (isinstance(value, int | dt.date) and not isinstance(value, bool)):
+        return value
+    try:
+        return dt.date.fromisoformat(value) if len(value) == 10 else dt.datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise ValueError("a date such as 2016-08-14, a whole number for whole-number time, or null") from None
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Data(_Block):
+    """Where the panel comes from, what its columns mean, and how it is repaired."""
+
+    source: Literal["chicago", "file"] = "chicago"
+    path: Text | None = None
+    id_column: Text = "unique_id"
+    time_column: Text = "ds"
+    target_column: Text = "y"
+    frequency: Annotated[str | int, BeforeValidator(_frequency)] = "D"
+    horizon: Count = 14
+    known_future: Names = ()
+    past_only: Names = ()
+    static: Names = ()
+    holidays: Text | None = None
+    count: bool = False
+    gaps: Literal["error", "interpolate", "zero", "forward"] = "error"
+    until: Annotated[dt.datetime | dt.date | int | None, BeforeValidator(_until)] = None
+
+    @property
+    def covariates(self) -> tuple[str, ...]:
+        """All covariate columns: known_future, past_only, static."""
+        return self.known_future + self.past_only + self.static
+
+    @field_validator("holidays")
+    @classmethod
+    def _known_holidays(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        import holidays
+
+        country, _, subdivision = value.partition("-")
+        known = holidays.list_supported_countries(include_aliases=True)
+        if country not in known or (subdivision and subdivision not in known[country]):
+            raise ValueError("null, or a country or country-subdivision that holidays knows, such as US or US-IL")
+        return value
+
+    @model_validator(mode="after")
+    def _columns_have_one_role(self) -> Data:
+        if self.source == "file" and self.path is None:
+            raise _sentence("data.path is null; with data.source file it must name a CSV or Parquet file")
+        seen: dict[str, str] = {}
+        for role in ("id_column", "time_column", "target_column"):
+            column = getattr(self, role)
+            if column in seen:
+                raise _sentence(f"data.{role} is {column!r}, already data.{seen[column]}; each needs its own column")
+            seen[column] = role
+        reserved = dict(unique_id="id_column", ds="time_column", y="target_column")
+        for role in COLUMN_ROLES:
+            for column in getattr(self, role):
+                if column in seen:
+                    raise _sentence(f"data.{role} names {column!r}, already data.{seen[column]}; a column has one role")
+                if column in reserved:
+                    raise _sentence(
+                        f"data.{role} names {column!r}, which is the panel's name for data.{reserved[column]}; "
+                        "rename the column in the data"
+                    )
+                seen[column] = role
+        if self.until is not None and (type(self.until) is int) != (self.frequency == 1):
+            right = "a whole number" if self.frequency == 1 else "a date"
+            raise _sentence(f"data.until is {self.until}; with data.frequency {self.frequency} it must be {right}")
+        if self.holidays is not None and self.frequency == 1:
+            raise _sentence(f"data.holidays is {self.holidays!r}; with data.frequency 1 (no dates) it must be null")
+        return self
+
+
+class Features(_Block):
+    """What the forecasters see; null leaves a value to the data."""
+
+    context: Count | None = None
+    season_length: Count | None = None
+    lags: Annotated[tuple[Count, ...], Field(strict=False)] | None = None
+    calendar: bool | None = None
+
+
+class Folds(_Block):
+    """Lengths of the folds after training, in steps; null leaves a length to the data."""
+
+    early_stopping: Count | None = None
+    temperature: Count | None = None
+    ood: Count | None = None
+    conformal: Count | None = None
+    test: Count | None = None
+    cutoff_every: Count | None = None
+
+
+class Forecasters(_Block):
+    """One block a family."""
+
+    tft: TFTConfig = TFTConfig()
+    deepar: DeepARConfig = DeepARConfig()
+    tcn: TCNConfig = TCNConfig()
+    mamba: MambaConfig = MambaConfig()
+
+
+class Train(_Block):
+    """How every member is trained."""
+
+    members: Count = 4
+    seed: Annotated[int, Field(ge=0)] = 1
+    batches_per_epoch: Count = 50
+    patience: Count = 4
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
+    gradient_clip: Annotated[float, Field(gt=0.0)] = 1.0
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: Count = 1
+    strategy: Text = "auto"
+    workers: Count | None = None
+    id_dropout: Fraction = 0.05
+
+
+class Ensemble(_Block):
+    """How members become one forecast."""
+
+    pooling: Literal["quantile_average", "linear"] = "quantile_average"
+    weighting: Literal["equal", "validation"] = "validation"
+
+
+class Calibration(_Block):
+    """Repairs of the pooled forecast, the alarm for strange input and the share of forecasts withheld."""
+
+    temperature: Literal["per_step", "global", "none"] = "per_step"
+    ood_alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
+    abstain_fraction: Fraction = 0.05
+
+
+class Baselines(_Block):
+    """Statistical forecasts to compare with."""
+
+    models: Annotated[tuple[Baseline, ...], Field(strict=False)] = ("seasonal_naive", "auto_ets")
+    max_history: Count = 730
+
+
+class Projection(_Block):
+    """The maps of embeddings (UMAP and t-SNE)."""
+
+    points: Annotated[int, Field(ge=10)] = 2000
+    neighbors: Annotated[int, Field(ge=2)] = 15
+    perplexity: Annotated[float, Field(gt=0.0)] = 30.0
+    seed: Annotated[int, Field(ge=0)] = 1
+
+
+class Registry(_Block):
+    """Names in MLflow."""
+
+    name: Text = "weatherglass"
+    experiment: Text = "weatherglass"
+
+
+class Services(_Block):
+    """Servers to use in place of the embedded ones."""
+
+    mlflow_uri: Text | None = None
+    prefect_api_url: Text | None = None
+
+
+class Params(_Block):
+    """The whole of params.yaml."""
+
+    data: Data = Data()
+    features: Features = Features()
+    folds: Folds = Folds()
+    families: Annotated[tuple[Family, ...], Field(strict=False, min_length=1)] = ("tft", "deepar", "tcn", "mamba")
+    forecasters: Forecasters = Forecasters()
+    train: Train = Train()
+    ensemble: Ensemble = Ensemble()
+    calibration: Calibration = Calibration()
+    baselines: Baselines = Baselines()
+    projection: Projection = Projection()
+    registry: Registry = Registry()
+    services: Services = Services()
+    runner: Literal["local"] = "local"
+
+    @model_validator(mode="after")
+    def _lengths_suit_the_horizon(self) -> Params:
+        horizon = self.data.horizon
+        for key, names in (("families", self.families), ("baselines.models", self.baselines.models)):
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice:
+                raise _sentence(f"{key} holds {twice!r} twice; name each once")
+        for fold in FOLDS:
+            length = getattr(self.folds, fold)
+            if length is not None and length < horizon:
+                raise _sentence(f"folds.{fold} is {length}; it must be null or at least data.horizon, {horizon}")
+        for lag in self.features.lags or ():
+            if lag < horizon:
+                raise _sentence(
+                    f"features.lags holds {lag}; each lag must be at least data.horizon, {horizon}, or the last steps "
+                    "of a forecast would need values not yet known"
+                )
+        if self.features.calendar and self.data.frequency == 1:
+            raise _sentence("features.calendar is true; with data.frequency 1 (no dates) it must be null or false")
+        return self
+
+    @classmethod
+    def load(cls, path: Path | str = "params.yaml", root: Path | str = ".") -> Params:
+        """Read and validate ``root / path``.
+
+        Raises
+        ------
+        UserError
+            When the file is missing, is not YAML, or holds an unknown key or a value out of range.
+        """
+        tree = read_yaml(Path(root) / path, str(path))
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise UserError(f"{path}: {told(error, cls)}") from None
+
+
+def _sentence(text: str) -> PydanticCustomError:
+    """Return an error that is told as it stands."""
+    return PydanticCustomError("sentence", "{text}", {"text": text})

@@ -1,0 +1,109 @@
+"""The prepared panel: contiguous arrays on disk, mapped into memory, and the windows of every fold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from models.panel import Panel, Windows
+from tasks.encoding import Encoding
+from tasks.files import atomic_dir, read_json, write_json
+from tasks.folds import claim, fold_table, fold_windows, lay_folds
+from tasks.params import Params
+from tasks.settings import derive_settings
+
+INGESTED = Path("data/ingested")
+PREPARED = Path("data/prepared")
+ARRAYS = ("rows", "codes", "static", "offsets", "observed")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A panel with its encoding, the ids and time axis that its indices stand for, and the windows of each fold."""
+
+    panel: Panel
+    encoding: Encoding
+    ids: np.ndarray
+    ds: np.ndarray
+    windows: dict[str, Windows]
+    meta: dict[str, Any]
+
+    def fold(self, name: str, purpose: str) -> Windows:
+        """Windows of a fold, for a purpose that is the fold's own (see ``tasks.folds.PURPOSES``)."""
+        return self.windows[claim(name, purpose)]
+
+    def cutoff_time(self, windows: Windows) -> np.ndarray:
+        """Time of the last known step of each window, ``(n,)``."""
+        return self.ds[(self.panel.offsets[windows.series] + windows.cutoff - 1).numpy()]
+
+    def target_time(self, windows: Windows) -> np.ndarray:
+        """Times of each window's horizon, ``(n, H)``."""
+        start = (self.panel.offsets[windows.series] + windows.cutoff).numpy()
+        return self.ds[start[:, None] + np.arange(self.panel.schema.horizon)]
+
+    def cutoff_step(self, windows: Windows) -> torch.Tensor:
+        """Cutoffs on the panel's common time axis, int64 ``(n,)``."""
+        return torch.tensor(self.meta["first_step"])[windows.series] + windows.cutoff
+
+
+def time_step(ds: pd.Series, frequency: str | int) -> np.ndarray:
+    """Position of each time on the panel's common grid, int64, 0 for the earliest."""
+    if isinstance(frequency, int):
+        return (ds - ds.min()).to_numpy().astype(np.int64)
+    grid = pd.date_range(ds.min(), ds.max(), freq=frequency)
+    return grid.get_indexer(pd.DatetimeIndex(ds)).astype(np.int64)
+
+
+def prepare(params: Params, root: Path) -> Path:
+    """Encode the ingested panel and lay the folds; writes and returns ``data/prepared``.
+
+    Raises UserError where the data is too short for the folds.
+    """
+    frame = pd.read_parquet(root / INGESTED / "panel.parquet")
+    starts = np.unique(frame["unique_id"].to_numpy(), return_index=True)[1]
+    observed = np.add.reduceat(frame["y"].notna().to_numpy().astype(np.int64), starts)
+    settings = derive_settings(params, observed.tolist())
+    step = time_step(frame["ds"], params.data.frequency)
+    has_target = frame["y"].notna().to_numpy()
+    folds = lay_folds(settings, int(step[has_target].max()) + 1)
+    encoding = Encoding.fit(frame, params, settings, train=has_target & (step < folds[0].end))
+    panel = encoding.panel(frame)
+    windows = {fold.name: fold_windows(fold, panel, step[starts], settings) for fold in folds}
+    with atomic_dir(root / PREPARED) as folder:
+        for name in ARRAYS:
+            np.save(folder / f"{name}.npy", getattr(panel, name).numpy())
+        np.save(folder / "ds.npy", frame["ds"].to_numpy())
+        for name, chosen in windows.items():
+            np.save(folder / f"windows_{name}.npy", torch.stack([chosen.series, chosen.cutoff]).numpy())
+        write_json(folder / "encoding.json", encoding.state())
+        write_json(
+            folder / "meta.json",
+            {
+                "settings": settings.__dict__,
+                "folds": fold_table(folds),
+                "windows": {name: len(chosen) for name, chosen in windows.items()},
+                "first_step": step[starts],
+                "ids": frame["unique_id"].to_numpy()[starts].tolist(),
+                "frequency": params.data.frequency,
+            },
+        )
+    return root / PREPARED
+
+
+def load_prepared(root: Path) -> Prepared:
+    """Map ``data/prepared`` into memory."""
+    folder = root / PREPARED
+    encoding = Encoding.from_state(read_json(folder / "encoding.json"))
+    meta = read_json(folder / "meta.json")
+    arrays = [torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in ARRAYS]
+    windows = {}
+    for fold in meta["folds"]:
+        pairs = torch.from_numpy(np.load(folder / f"windows_{fold['name']}.npy"))
+        windows[fold["name"]] = Windows(pairs[0], pairs[1])
+    ds = np.load(folder / "ds.npy")
+    return Prepared(Panel(encoding.schema, *arrays), encoding, np.array(meta["ids"], dtype=object), ds, windows, meta)

@@ -1,0 +1,107 @@
+"""The model registry: one registered model, aliases ``champion``, ``challenger`` and ``previous_champion``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tasks.bundle import Bundle, bundle_digest, write_bundle
+from tasks.errors import UserError
+from tasks.files import read_json, write_json
+from tasks.params import Params
+from tasks.tracking_store import current_client, retry
+
+RECEIPT = Path("artifacts/receipt.json")
+DIGEST_TAG = "weatherglass.bundle"
+COMPARED = ("wql", "crps", "wape", "coverage_90", "joint_coverage_90", "width_90")
+REQUIREMENTS = ("torch", "pytorch-forecasting", "lightning", "pandas", "numpy", "pandera", "safetensors", "scikit-learn",
+                "holidays", "pydantic", "pyyaml", "scipy")  # fmt: skip
+
+
+def register(params: Params, root: Path, run_id: str) -> Path:
+    """Write the bundle, log it as one MLflow model and register it; writes and returns ``artifacts/receipt.json``.
+
+    The first version becomes ``champion``; a later one becomes ``challenger``, and the receipt compares the two on
+    their test folds. A bundle that is registered already is not registered again, so a rerun changes nothing.
+    """
+    folder = write_bundle(params, root)
+    digest, name, client = bundle_digest(folder), params.registry.name, current_client()
+    versions = retry(client.search_model_versions, f"name = '{name}'")
+    version = next((entry.version for entry in versions if entry.tags.get(DIGEST_TAG) == digest), None)
+    if version is None:
+        version = _log_and_register(params, root, folder, run_id, digest)
+    aliases = dict(_aliases(name))
+    champion = aliases.get("champion")
+    if champion is None:
+        retry(client.set_registered_model_alias, name, "champion", version)
+        champion = version
+    elif str(champion) != str(version):
+        retry(client.set_registered_model_alias, name, "challenger", version)
+    receipt: dict[str, Any] = {
+        "model": name,
+        "version": str(version),
+        "alias": "champion" if str(champion) == str(version) else "challenger",
+        "bundle": digest,
+        "metrics": _compared(read_json(folder / "bundle.json")["metrics"]),
+    }
+    if receipt["alias"] == "challenger":
+        receipt["champion"] = {"version": str(champion), "metrics": _version_metrics(name, champion)}
+    write_json(root / RECEIPT, receipt)
+    return root / RECEIPT
+
+
+def _log_and_register(params: Params, root: Path, folder: Path, run_id: str, digest: str) -> str:
+    from importlib.metadata import version as installed
+
+    import mlflow
+
+    here = Path(__file__).parent
+    with mlflow.start_run(run_id=run_id):
+        logged = mlflow.pyfunc.log_model(
+            name=params.registry.name,
+            python_model=str(here / "served_model.py"),
+            artifacts={"bundle": str(folder)},
+            code_paths=[str(here), str(here.parent / "models")],
+            pip_requirements=[f"{package}=={installed(package).split('+')[0]}" for package in REQUIREMENTS],
+            metadata={"bundle": digest},
+        )
+    entry = mlflow.register_model(logged.model_uri, params.registry.name, tags={DIGEST_TAG: digest})
+    client = current_client()
+    for metric, value in _compared(read_json(folder / "bundle.json")["metrics"]).items():
+        retry(client.set_model_version_tag, params.registry.name, entry.version, f"test.{metric}", f"{value:.6g}")
+    return str(entry.version)
+
+
+def _compared(metrics: dict[str, float]) -> dict[str, float]:
+    return {metric: metrics[f"ensemble/{metric}"] for metric in COMPARED if f"ensemble/{metric}" in metrics}
+
+
+def _version_metrics(name: str, version: str) -> dict[str, float]:
+    tags = retry(current_client().get_model_version, name, version).tags
+    return {metric: float(tags[f"test.{metric}"]) for metric in COMPARED if f"test.{metric}" in tags}
+
+
+def _aliases(name: str) -> dict[str, str]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return {str(key): str(value) for key, value in retry(current_client().get_registered_model, name).aliases.items()}
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return {}
+        raise
+
+
+def load_champion(name: str, alias: str = "champion") -> Bundle:
+    """Load the bundle behind ``models:/<name>@<alias>`` with pickles refused.
+
+    Raises UserError where the registry holds no such model or alias.
+    """
+    import mlflow
+
+    version = _aliases(name).get(alias)
+    if version is None:
+        raise UserError(f"the registry holds no model '{name}' with alias '{alias}'; run `weatherglass run` first.")
+    location = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}")
+    artifacts = Path(location) / "artifacts"
+    return Bundle.load(next(path.parent for path in artifacts.rglob("manifest.json")), f"{name} version {version}")

@@ -1,0 +1,158 @@
+"""The report page: what it needs, how it shows numbers, and the page itself."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Fan", "Ood", "Pit", "Reliability", "ReportData", "Selective", "Steps", "format_metric", "render_report",
+]  # fmt: skip
+
+FloatArray = NDArray[np.floating[Any]]
+Band = tuple[float, float]
+NBSP = "\u00a0"
+MISSING = "–"
+COVERAGE = re.compile(r"(?:joint_)?coverage_(\d+)")
+
+
+@dataclass(frozen=True)
+class Fan:
+    """One forecast drawn against what happened: n history values, H steps, bands keyed by their level in percent."""
+
+    label: str  # 'best', 'median' or 'worst'
+    unique_id: str
+    score: float  # WQL of this series
+    cutoff: str
+    history_ds: NDArray[Any]  # (n,) datetime64 or int64
+    history_y: FloatArray  # (n,)
+    ds: NDArray[Any]  # (H,) datetime64 or int64
+    y: FloatArray  # (H,) actual values, NaN where unknown
+    median: FloatArray  # (H,)
+    lo: Mapping[int, FloatArray]  # level in percent -> (H,)
+    hi: Mapping[int, FloatArray]
+    joint_lo: FloatArray  # (H,) lower edge of the joint 90 % band
+    joint_hi: FloatArray  # (H,)
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Observed share of values at or below each forecast quantile, before and after calibration; all (Q,) in [0, 1]."""
+
+    nominal: FloatArray
+    before: FloatArray
+    after: FloatArray
+
+
+@dataclass(frozen=True)
+class Pit:
+    """Probability integral transforms of the test values, before and after calibration; each (n,) in [0, 1]."""
+
+    before: FloatArray
+    after: FloatArray
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Coverage and mean width of the interval of level ``nominal`` at each step ahead; all (H,)."""
+
+    coverage_before: FloatArray
+    coverage_after: FloatArray
+    width_before: FloatArray
+    width_after: FloatArray
+    nominal: float
+
+
+@dataclass(frozen=True)
+class Ood:
+    """Out-of-distribution scores; a window whose score is above ``threshold`` is flagged."""
+
+    calibration: FloatArray  # (n,) clean windows that set the threshold
+    test: FloatArray  # (m,) clean later windows, the control
+    perturbed: Mapping[str, FloatArray]  # perturbation -> scores of windows changed on purpose
+    threshold: float
+    nominal_rate: float  # false-alarm rate the threshold was set for
+    test_rate: float  # share of clean test windows that were flagged
+
+
+@dataclass(frozen=True)
+class Selective:
+    """Mean loss of the windows kept when only the most certain share ``coverage`` is answered; all (k,)."""
+
+    coverage: FloatArray
+    risk: FloatArray
+    oracle_risk: FloatArray  # the same when windows are sorted by their true loss
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything the page shows.
+
+    ``metrics`` has flat keys ``<model>/<metric>``; a model may lack some. ``coverage_band`` and ``joint_band`` are the
+    ranges in which the ensemble's 90 % and joint 90 % coverage fall by sampling alone when the guarantee holds.
+    """
+
+    title: str
+    created: str
+    identity: Mapping[str, str]
+    data_span: Mapping[str, str]
+    metrics: Mapping[str, float]
+    families: tuple[str, ...]
+    baselines: tuple[str, ...]
+    coverage_band: Band
+    joint_band: Band
+    fans: tuple[Fan, ...]
+    reliability: Reliability
+    pit: Pit
+    steps: Steps
+    ood: Ood
+    selective: Selective
+    card: Mapping[str, str | float | int | list[Any] | dict[str, Any] | None]
+    ensemble: str = "ensemble"
+
+
+def format_metric(metric: str, value: float | None) -> str:
+    """Return ``value`` as the page shows it: percent for coverage and WAPE, else four decimals or four digits."""
+    if value is None or math.isnan(value):
+        return MISSING
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if metric == "wape" or COVERAGE.fullmatch(metric):
+        return f"{100 * value:.1f}{NBSP}%"
+    return f"{value:.4f}" if abs(value) < 1 else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def format_percent(value: float, *beside: float) -> str:
+    """Return a percentage with as many decimals as keep it apart from the different numbers it is shown beside."""
+    for digits in (1, 2, 3):
+        text = f"{100 * value:.{digits}f}"
+        if all(value == other or text != f"{100 * other:.{digits}f}" for other in beside):
+            break
+    return f"{text}{NBSP}%"
+
+
+def render_report(data: ReportData) -> str:
+    """Return the report as one HTML page that loads nothing from elsewhere.
+
+    Styles and figures are inline; it follows the reader's light or dark setting, prints, and fits a 360 px screen.
+    """
+    import jinja2
+
+    from tasks.report_plots import sections
+    from tasks.report_words import card_rows, leaderboard, verdict
+
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    columns, rows = leaderboard(data)
+    return environment.get_template("report.html.j2").render(
+        data=data, verdict=verdict(data), columns=columns, rows=rows, sections=sections(data), card=card_rows(data.card)
+    )

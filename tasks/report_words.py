@@ -1,0 +1,286 @@
+"""The report's words: the verdict computed from the numbers, the leaderboard and the guarantee card."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tasks.report import COVERAGE, MISSING, NBSP, Band, ReportData, format_metric, format_percent
+
+__all__ = ["CardRow", "Check", "Column", "Row", "Verdict", "betabinomial_band", "card_rows", "leaderboard", "verdict"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One claim held against the test fold: ``state`` is 'holds', 'misses' or 'unknown'."""
+
+    title: str
+    value: str
+    target: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The page's first words: a headline, at most three sentences, and the four checks behind them."""
+
+    headline: str
+    sentences: tuple[str, ...]
+    checks: tuple[Check, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A leaderboard row: cells are (text, is the best of its column), one for each column."""
+
+    model: str
+    kind: str
+    cells: tuple[tuple[str, bool], ...]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A leaderboard column: its heading, and the arrow and words for which direction is better."""
+
+    metric: str
+    label: str
+    arrow: str
+    better: str
+
+
+@dataclass(frozen=True)
+class CardRow:
+    """A line of the guarantee card in plain words; ``lines`` has one entry, or one for each member of a mapping."""
+
+    label: str
+    lines: tuple[str, ...]
+    meaning: str = ""
+
+
+ORDER = ("wql", "crps", "mase", "wape", "coverage_80", "coverage_90", "coverage_95", "width_90", "joint_coverage_90",
+         "ece", "pit_ks", "aurc", "ood_auroc", "ood_fpr95")  # fmt: skip
+LOWER = {"wql", "crps", "mase", "wape", "ece", "pit_ks", "aurc", "ood_fpr95"}
+HIGHER = {"ood_auroc"}
+ACRONYMS = {"wql", "crps", "mase", "wape", "ece", "pit", "ks", "aurc", "ood", "auroc", "fpr95"}
+
+
+def betabinomial_band(n: int, m: int, rate: float, mass: float = 0.95) -> Band | None:
+    """Return the central range of the false-alarm share among ``m`` clean windows, None where ``m`` or ``n`` is 0.
+
+    A conformal p-value from ``n`` calibration scores is at most ``rate`` for the top j = floor(rate (n + 1)) ranks, so
+    the share flagged is Beta(j, n + 1 - j) given calibration and the count is beta-binomial (Vovk 2012, Prop. 2).
+    """
+    j = math.floor(round(rate * (n + 1), 9))
+    if m < 1 or n < 1:
+        return None
+    if j < 1 or j > n:
+        return (0.0, 0.0) if j < 1 else (1.0, 1.0)
+    b = n + 1 - j
+    lgamma = math.lgamma
+    const = lgamma(m + 1) + lgamma(n + 1) - lgamma(j) - lgamma(b) - lgamma(m + n + 1)
+    log_mass = [const - lgamma(x + 1) - lgamma(m - x + 1) + lgamma(x + j) + lgamma(m - x + b) for x in range(m + 1)]
+    tail = (1 - mass) / 2
+    low, high = np.searchsorted(np.cumsum(np.exp(log_mass)), [tail, 1 - tail])
+    return int(low) / m, min(int(high), m) / m
+
+
+def _placed(value: float | None, band: Band | None) -> str:
+    """Return 'inside', 'below', 'above' or 'unknown': where a value lies against its closed band."""
+    if value is None or band is None or not math.isfinite(value):
+        return "unknown"
+    return "below" if value < band[0] else "above" if value > band[1] else "inside"
+
+
+STATE = {"inside": "holds", "below": "misses", "above": "misses", "unknown": "unknown"}
+
+
+def _banded(
+    title: str, value: float | None, band: Band | None, says: str, unknown: str, meaning: dict[str, str]
+) -> tuple[str, Check]:
+    """Return the clause and the check for a rate that should lie in ``band``; ``says`` is a format of the value."""
+    place = _placed(value, band)
+    if value is None or band is None or place == "unknown":
+        return unknown, Check(title, MISSING, "not measured", "unknown")
+    shown = format_percent(value, *band)
+    span = f"{format_percent(band[0], value)} to {format_percent(band[1], value)}"
+    judged = "" if place == "inside" else f", so {meaning[place]}"
+    clause = f"{says.format(shown)}, {place} the sampling band of {span}{judged}"
+    return clause, Check(title, shown, f"{place} {span}", STATE[place])
+
+
+def _accuracy(data: ReportData) -> tuple[str, Check]:
+    """Return the sentence and the check on WQL: who is best, and whether the ensemble beats every baseline."""
+    scores = {key.rpartition("/")[0]: value for key, value in data.metrics.items()
+              if key.rpartition("/")[2] == "wql" and math.isfinite(value)}  # fmt: skip
+    title, name = "Accuracy", data.ensemble
+    own = scores.get(name)
+    if own is None:
+        return f"The {name} has no WQL, so its accuracy cannot be judged.", Check(title, MISSING, "no WQL", "unknown")
+    best = min(scores, key=lambda model: (scores[model], model != name))
+    shown = format_metric("wql", own)
+    text = f"The {name} has the lowest WQL of {len(scores)} models, {shown}"
+    if best != name:
+        gap = f" ({format_percent(own / scores[best] - 1)} higher)" if scores[best] > 0 else ""
+        text = f"{best} has the lowest WQL, {format_metric('wql', scores[best])}; the {name} is at {shown}{gap}"
+    rivals = {model: scores[model] for model in data.baselines if model in scores}
+    if not rivals:
+        return f"{text}; no baseline was measured.", Check(title, shown, "no baseline measured", "unknown")
+    ahead = [model for model, value in sorted(rivals.items(), key=lambda item: item[1]) if value <= own]
+    if ahead:
+        listed = ", ".join(f"{model} ({format_metric('wql', rivals[model])})" for model in ahead)
+        target = f"does not beat {len(ahead)} of {len(rivals)} baselines"
+        return f"{text}, and it does not beat {listed}.", Check(title, f"WQL {shown}", target, "misses")
+    near = min(rivals, key=lambda model: rivals[model])
+    target = f"{format_percent(1 - own / rivals[near])} below {near}"
+    every = f"every baseline ({len(rivals)})" if len(rivals) > 1 else "the one baseline"
+    tail = f", and it beats {every}, the nearest being {near} at {format_metric('wql', rivals[near])}."
+    return text + tail, Check(title, f"WQL {shown}", target, "holds")
+
+
+def verdict(data: ReportData) -> Verdict:
+    """Judge the run by its own numbers: accuracy, marginal and joint coverage, and the gate's false alarms."""
+    first, accuracy = _accuracy(data)
+    width = {"below": "too narrow", "above": "wider than need be"}
+    get = data.metrics.get
+    marginal, coverage = _banded(
+        "90 % intervals", get(f"{data.ensemble}/coverage_90"), data.coverage_band,
+        "The 90 % intervals cover {} of test values", "The coverage of the 90 % intervals was not measured", width,
+    )  # fmt: skip
+    whole, joint = _banded(
+        "Joint 90 % band", get(f"{data.ensemble}/joint_coverage_90"), data.joint_band,
+        "the joint band holds the whole path in {} of windows", "joint coverage was not measured", width,
+    )  # fmt: skip
+    ood = data.ood
+    alarm, gate = _banded(
+        "False alarms", ood.test_rate, betabinomial_band(len(ood.calibration), len(ood.test), ood.nominal_rate),
+        f"The out-of-distribution gate flags {{}} of clean test windows, nominal {format_percent(ood.nominal_rate)}",
+        "The false-alarm rate of the out-of-distribution gate was not measured",
+        {"below": "with fewer false alarms than stated", "above": "with more false alarms than stated"},
+    )  # fmt: skip
+    checks = (accuracy, coverage, joint, gate)
+    missed = [check.title[0].lower() + check.title[1:] for check in checks if check.state == "misses"]
+    unknown = [check.title[0].lower() + check.title[1:] for check in checks if check.state == "unknown"]
+    headline = f"{len(missed)} of {len(checks)} checks missed: {', '.join(missed)}" if missed else "Every check holds"
+    if unknown:
+        headline = f"{headline if missed else 'No measured check is missed'}; not measured: {', '.join(unknown)}"
+    joined = "and" if coverage.state == joint.state else "but"
+    return Verdict(headline, (first, f"{marginal}, {joined} {whole}.", f"{alarm}."), checks)
+
+
+def _column(metric: str) -> Column:
+    """Return the heading of one metric and which direction is better."""
+    level = COVERAGE.fullmatch(metric)
+    words = [word.upper() if word in ACRONYMS else word for word in metric.split("_")]
+    label = " ".join(f"{word}{NBSP}%" if word.isdigit() else word for word in words)
+    label = label[0].upper() + label[1:]
+    if level:
+        return Column(metric, label, f"→{NBSP}{level[1]}", f"closest to {level[1]} % is best")
+    arrow = "↓" if metric in LOWER else "↑" if metric in HIGHER else ""
+    return Column(metric, label, arrow, {"↓": "lower is better", "↑": "higher is better"}.get(arrow, "not ranked"))
+
+
+def _best(metric: str, values: Iterable[float]) -> float | None:
+    """Return the best finite value of a metric, None where it has no direction or fewer than two were measured."""
+    finite = [value for value in values if math.isfinite(value)]
+    level = COVERAGE.fullmatch(metric)
+    if len(finite) < 2:
+        return None
+    if level:
+        return min(finite, key=lambda value: abs(value - int(level[1]) / 100))
+    return min(finite) if metric in LOWER else max(finite) if metric in HIGHER else None
+
+
+def leaderboard(data: ReportData) -> tuple[list[Column], list[Row]]:
+    """Return the table of models by metrics, sorted by WQL (models without one last), the best of each marked."""
+    scores: dict[str, dict[str, float]] = {}
+    for key, value in data.metrics.items():
+        model, _, metric = key.rpartition("/")
+        scores.setdefault(model, {})[metric] = float(value)
+    kinds = dict.fromkeys(data.families, "family") | dict.fromkeys(data.baselines, "baseline")
+    kinds[data.ensemble] = "ensemble"
+    known = {metric: place for place, metric in enumerate(ORDER)}
+    metrics = sorted({metric for row in scores.values() for metric in row}, key=lambda m: (known.get(m, len(ORDER)), m))
+    best = {metric: _best(metric, [row[metric] for row in scores.values() if metric in row]) for metric in metrics}
+
+    def rank(model: str) -> tuple[float, str]:
+        wql = scores[model].get("wql", math.nan)
+        return (wql if math.isfinite(wql) else math.inf), model
+
+    rows = [
+        Row(model, kinds.get(model, "other"), tuple(
+            (format_metric(metric, scores[model].get(metric)), scores[model].get(metric, math.nan) == best[metric])
+            for metric in metrics
+        ))
+        for model in sorted(scores, key=rank)
+    ]  # fmt: skip
+    return [_column(metric) for metric in metrics], rows
+
+
+# key of the card -> its heading and what it means to someone who uses the forecast
+MEANING = {
+    "assumption": ("Assumption", "What must be true of the new data for the guarantee to hold."),
+    "unit": ("Unit", "What the promised share is a share of."),
+    "statement": ("Guarantee", "What is promised."),
+    "alpha": ("Miscoverage (alpha)", "The share of values that may fall outside."),
+    "level": ("Level", "The share of values promised to lie inside."),
+    "n": ("Calibration scores (n)", "How many held-out scores set the width of the intervals."),
+    "k": ("Rank (k)", "The interval's half-width is the k-th smallest of the n scores."),
+    "rank": ("Rank (k)", "The interval's half-width is the k-th smallest of the n scores."),
+    "n_eff": ("Effective n", "What n is worth once overlapping windows are counted in blocks."),
+    "coverage": ("Coverage on the test fold", "The share that did lie inside."),
+    "coverage_band": ("Sampling band", "Where coverage falls by chance alone when the guarantee holds."),
+    "band": ("Sampling band", "Where coverage falls by chance alone when the guarantee holds."),
+    "certified": ("Certified", "Whether there are enough scores to promise this level at all."),
+}
+
+
+def _number(value: float | int) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return MISSING if math.isnan(value) else "infinite" if math.isinf(value) else f"{value:.4g}"
+    return f"{value:,}"
+
+
+def _words(value: Any) -> str:
+    """Return any JSON-like value as short text; more than six numbers become their count, range and mean."""
+    if value is None:
+        return "none"
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, bool | int | float):
+        return _number(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_heading(key)} {_words(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        numbers = [item for item in value if isinstance(item, int | float)]
+        if len(numbers) == len(value) > 6:
+            low, high, mean = _number(min(numbers)), _number(max(numbers)), _number(sum(numbers) / len(numbers))
+            return f"{len(numbers)} values from {low} to {high}, mean {mean}"
+        return ("; " if any(isinstance(item, Mapping) for item in value) else ", ").join(map(_words, value)) or "none"
+    return str(value)
+
+
+def _heading(key: Any) -> str:
+    return str(key).replace("_", " ").strip()
+
+
+def card_rows(card: Mapping[str, Any], most: int = 12) -> list[CardRow]:
+    """Return the guarantee card as lines in plain words; a mapping of more than ``most`` numbers is summed up."""
+    rows = []
+    for key, value in card.items():
+        fallback = _heading(key)
+        label, meaning = MEANING.get(key, (fallback[:1].upper() + fallback[1:], ""))
+        lines: tuple[str, ...] = (_words(value),)
+        if key.endswith("band") and isinstance(value, list | tuple) and len(value) == 2:
+            lines = (" to ".join(map(_words, value)),)
+        if isinstance(value, Mapping) and value:
+            numbers = [item for item in value.values() if isinstance(item, int | float)]
+            whole = len(numbers) == len(value) > most
+            lines = (_words(numbers),) if whole else tuple(f"{_heading(k)}: {_words(v)}" for k, v in value.items())
+        rows.append(CardRow(label, lines, meaning))
+    return rows

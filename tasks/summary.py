@@ -1,0 +1,38 @@
+"""Results in a few lines of text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+COLUMNS = ("wql", "wape", "mase", "coverage_90", "joint_coverage_90", "width_90")
+
+
+def leaderboard(metrics: dict[str, float]) -> list[dict[str, str]]:
+    """One row a model, best WQL first; a metric that a model lacks is a dash."""
+    models = sorted({key.split("/")[0] for key in metrics}, key=lambda model: metrics.get(f"{model}/wql", float("inf")))
+    rows = []
+    for model in models:
+        cells = {name: metrics.get(f"{model}/{name}") for name in COLUMNS}
+        rows.append({"model": model} | {name: "-" if value is None else f"{value:.4f}" for name, value in cells.items()})
+    return rows
+
+
+def leaderboard_text(metrics: dict[str, float]) -> str:
+    """The leaderboard as aligned plain text."""
+    rows = leaderboard(metrics)
+    header = {"model": "model"} | {name: name for name in COLUMNS}
+    widths = {name: max(len(row[name]) for row in [header, *rows]) for name in header}
+    return "\n".join("  ".join(row[name].ljust(widths[name]) for name in header).rstrip() for row in [header, *rows])
+
+
+def receipt_text(receipt: dict[str, Any]) -> str:
+    """What was registered, and how it compares with the champion where it is a challenger."""
+    head = f"registered {receipt['model']} version {receipt['version']} as @{receipt['alias']}"
+    if "champion" not in receipt:
+        return head
+    champion = receipt["champion"]
+    lines = [f"{head}; the champion is version {champion['version']} (each on its own test fold):"]
+    for metric, value in receipt["metrics"].items():
+        other = champion["metrics"].get(metric)
+        lines.append(f"  {metric:<18} challenger {value:.4f}  champion {'-' if other is None else f'{other:.4f}'}")
+    return "\n".join(lines)

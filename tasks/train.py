@@ -1,0 +1,167 @@
+"""A family's members, trained in parallel processes, and what they predict on every fold after training."""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import os
+import queue
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tasks.errors import UserError
+from tasks.files import atomic_dir, digest_of, file_md5, read_json, write_json
+from tasks.params import Params
+from tasks.prepare import ARRAYS, PREPARED, load_prepared
+from tasks.settings import FOLDS
+
+TRAINED = Path("artifacts/train")
+CHECKPOINTS = Path(".weatherglass/checkpoints")
+FEATURE_SAMPLE = 2000  # training windows whose features describe what is ordinary
+
+
+def training_digest(params: Params, family: str, root: Path) -> str:
+    """Identity of a training run: what it depends on and nothing else."""
+    config = getattr(params.forecasters, family).model_dump()
+    train = params.train.model_dump(exclude={"workers"})
+    files = [*(f"{name}.npy" for name in ARRAYS), "encoding.json", "windows_train.npy", "windows_early_stopping.npy"]
+    return digest_of([family, config, train, [file_md5(root / PREPARED / name) for name in files]])
+
+
+@contextmanager
+def sole_run(path: Path) -> Iterator[None]:
+    """Hold an OS lock; a second run waits for the first and says so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            print(f"waiting for process {handle.read().strip()}, which is training the same family", file=sys.stderr)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+def train_family(params: Params, root: Path, family: str) -> Path:
+    """Train all members of ``family`` and predict the folds; writes and returns ``artifacts/train/<family>``.
+
+    Holds ``member_<i>.safetensors``, ``history.json``, ``quantiles_<fold>.npy`` float32 ``(M, n, H, Q)`` and
+    ``features_<fold>.npy`` float32 ``(n, D)`` of the first member; the training fold's features are a sample.
+    """
+    if family not in params.families:
+        raise UserError(f"family '{family}' is not in params.yaml: families, which holds {', '.join(params.families)}.")
+    base = root / CHECKPOINTS / family
+    with sole_run(base / "lock"):
+        keep = base / training_digest(params, family, root)
+        for stale in base.iterdir():
+            if stale.is_dir() and stale != keep:
+                shutil.rmtree(stale)
+        run_members(params, root, family, keep)
+        with atomic_dir(root / TRAINED / family) as folder:
+            gather_members(params, keep, folder)
+        shutil.rmtree(keep)
+    return root / TRAINED / family
+
+
+def run_members(params: Params, root: Path, family: str, keep: Path) -> None:
+    """Train and predict every member, at most ``train.workers`` at a time, with a progress bar on stderr."""
+    from tqdm import tqdm
+
+    from tasks.member import MemberSpec
+
+    specs = []
+    for index in range(params.train.members):
+        folder = keep / f"member_{index}"
+        folder.mkdir(parents=True, exist_ok=True)
+        specs.append(MemberSpec(root, params, family, index, folder))
+    workers = min(params.train.workers or os.cpu_count() or 1, len(specs))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tasks.member", "tasks.predict"])
+    news = context.Queue()
+    waiting, running, failures = list(specs), dict[int, Any](), list[str]()
+    epochs = getattr(params.forecasters, family).max_epochs
+    done = [0] * len(specs)
+    with tqdm(total=epochs * len(specs), desc=f"train {family}", unit="epoch", disable=None, mininterval=1.0) as bar:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                spec = waiting.pop(0)
+                process = context.Process(target=_member_process, args=(spec, news))
+                process.start()
+                running[spec.index] = process
+            try:
+                kind, index, value = news.get(timeout=0.5)
+                if kind == "epoch":
+                    epoch, loss = value
+                    bar.update(epoch - done[index])
+                    done[index] = epoch
+                    bar.set_postfix_str(f"member {index} loss {loss:.4f}")
+                else:
+                    failures.append(value)
+            except queue.Empty:
+                pass
+            for index, process in list(running.items()):
+                if not process.is_alive():
+                    process.join()
+                    del running[index]
+                    bar.update(epochs - done[index])
+                    if process.exitcode != 0:
+                        waiting.clear()
+                        failures.append(f"{family} member {index} ended with exit code {process.exitcode}")
+    while not news.empty():
+        kind, _, value = news.get()
+        if kind == "failure":
+            failures.insert(0, value)
+    if failures:
+        raise RuntimeError(failures[0])
+
+
+def _member_process(spec: Any, news: Any) -> None:
+    from tasks.member import die_with_parent, load_member, train_member
+    from tasks.predict import predict_windows
+
+    die_with_parent()
+    try:
+        weights = train_member(spec, lambda epoch, loss: news.put(("epoch", spec.index, (epoch, loss))))
+        if (spec.folder / "predicted.json").exists():
+            return
+        prepared = load_prepared(spec.root)
+        forecaster = load_member(spec.family, spec.config, prepared.panel.schema, weights)
+        for fold in FOLDS:
+            quantiles, features = predict_windows(forecaster, prepared.panel, prepared.windows[fold], spec.seed)
+            np.save(spec.folder / f"quantiles_{fold}.npy", quantiles)
+            np.save(spec.folder / f"features_{fold}.npy", features)
+        if spec.index == 0:
+            train = prepared.windows["train"]
+            chosen = np.linspace(0, len(train) - 1, min(FEATURE_SAMPLE, len(train))).astype(np.int64)
+            sample = replace(train, series=train.series[chosen], cutoff=train.cutoff[chosen])
+            np.save(spec.folder / "windows_sample.npy", np.stack([sample.series.numpy(), sample.cutoff.numpy()]))
+            np.save(spec.folder / "features_train.npy", predict_windows(forecaster, prepared.panel, sample, spec.seed)[1])
+        write_json(spec.folder / "predicted.json", {"done": True})
+    except Exception as error:
+        news.put(("failure", spec.index, f"{type(error).__name__}: {error}"))
+        news.close()
+        news.join_thread()
+        raise SystemExit(1) from error
+
+
+def gather_members(params: Params, keep: Path, folder: Path) -> None:
+    """Bring the members' files together in one folder."""
+    members = [keep / f"member_{index}" for index in range(params.train.members)]
+    for index, member in enumerate(members):
+        shutil.copyfile(member / "weights.safetensors", folder / f"member_{index}.safetensors")
+    for fold in FOLDS:
+        np.save(folder / f"quantiles_{fold}.npy", np.stack([np.load(member / f"quantiles_{fold}.npy") for member in members]))
+        shutil.copyfile(members[0] / f"features_{fold}.npy", folder / f"features_{fold}.npy")
+    for name in ("features_train.npy", "windows_sample.npy"):
+        shutil.copyfile(members[0] / name, folder / name)
+    write_json(folder / "history.json", [read_json(member / "history.json") for member in members])

@@ -1,0 +1,120 @@
+"""Temperature scaling finds a known stretch, and never harms the fold it was fitted on."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from models.predictive import LEVELS, MEDIAN, Predictive, pinball_loss
+from models.uncertainty.temperature import QuantileTemperature
+
+Z = stats.norm.ppf(LEVELS)
+BELOW, ABOVE = slice(0, MEDIAN), slice(MEDIAN + 1, None)
+
+
+def stretched_normal(count: int, below: list[float], above: list[float], seed: int = 0) -> tuple[Predictive, Tensor]:
+    """Normal(10, 2) forecasts ``(count, H)`` of truths whose two sides are wider by ``below`` and ``above``."""
+    noise = np.random.default_rng(seed).normal(size=(count, len(below)))
+    target = 10.0 + 2.0 * np.where(noise < 0, noise * below, noise * above)
+    quantiles = torch.from_numpy(10.0 + 2.0 * Z).expand(count, len(below), -1)
+    return Predictive(quantiles), torch.from_numpy(target)
+
+
+def standard_error(factor: float, side: slice, count: int) -> float:
+    """Of the factor that minimises the pinball loss: the sandwich of an M-estimator (van der Vaart, 1998, th. 5.23).
+
+    With psi = sum over tau of z (1[y < c z] - tau): Var psi = sum z z' (min(tau, tau') - tau tau'), and the slope of its
+    mean at the true factor c is sum z^2 f(c z), where f(c z) = phi(z) / c on this side.
+    """
+    z, tau = Z[side], np.array(LEVELS)[side]
+    spread = z @ (np.minimum.outer(tau, tau) - np.outer(tau, tau)) @ z
+    slope = (z**2 * stats.norm.pdf(z)).sum() / factor
+    return math.sqrt(spread / count) / slope
+
+
+@pytest.mark.parametrize("mode", ["global", "per_step"])
+def test_recovers_a_known_stretch_of_each_side(mode: str) -> None:
+    """Within 4.5 standard errors."""
+    count = 4000
+    predictive, target = stretched_normal(count, [2.0, 2.0], [0.5, 0.5])
+    temperature = QuantileTemperature.fit(predictive, target, mode)
+    n = count * 2 if mode == "global" else count
+    for factors, truth, side in ((temperature.below, 2.0, BELOW), (temperature.above, 0.5, ABOVE)):
+        assert factors.shape == (2,)
+        assert ((factors - truth).abs() < 4.5 * standard_error(truth, side, n)).all()
+
+
+def test_each_step_has_its_own_factor_unless_global() -> None:
+    predictive, target = stretched_normal(2000, [1.0, 3.0], [1.0, 3.0])
+    per_step = QuantileTemperature.fit(predictive, target, "per_step")
+    for factors, side in ((per_step.below, BELOW), (per_step.above, ABOVE)):
+        for step, truth in enumerate((1.0, 3.0)):
+            assert abs(float(factors[step]) - truth) < 4.5 * standard_error(truth, side, 2000)
+    shared = QuantileTemperature.fit(predictive, target, "global")
+    assert float(shared.below[0]) == float(shared.below[1])
+    assert 1.0 < float(shared.below[0]) < 3.0
+
+
+def test_scaling_restores_coverage_of_new_truths() -> None:
+    """Observed share at each level within 4.5 binomial standard deviations, plus the factor's own error."""
+    temperature = QuantileTemperature.fit(*stretched_normal(4000, [2.5], [0.4]))
+    predictive, target = stretched_normal(4000, [2.5], [0.4], seed=1)
+    scaled = temperature.apply(predictive)
+    for index, level in enumerate(LEVELS):
+        share = float((target <= scaled.values[..., index]).double().mean())
+        assert abs(share - level) < 2 * 4.5 * math.sqrt(level * (1 - level) / 4000)
+
+
+def test_median_stays_where_it_is() -> None:
+    predictive, target = stretched_normal(500, [2.0, 1.0], [0.3, 1.0])
+    scaled = QuantileTemperature.fit(predictive, target).apply(predictive)
+    torch.testing.assert_close(scaled.median, predictive.median, rtol=0, atol=0)
+
+
+def test_none_is_the_identity() -> None:
+    predictive, target = stretched_normal(50, [2.0, 1.0], [0.3, 1.0])
+    scaled = QuantileTemperature.fit(predictive, target, "none").apply(predictive)
+    torch.testing.assert_close(scaled.values, predictive.values, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_loss_on_its_fold_never_rises(seed: int) -> None:
+    """Truths unlike any stretch of the forecasts: shifted, heavy-tailed, few."""
+    generator = np.random.default_rng(seed)
+    values = torch.from_numpy(np.sort(generator.normal(size=(12, 3, len(LEVELS))), axis=-1))
+    target = torch.from_numpy(generator.standard_t(1.5, size=(12, 3)) + generator.normal())
+    predictive = Predictive(values)
+
+    def loss(forecast: Predictive) -> float:
+        return float(pinball_loss(forecast.values, target, forecast.levels).mean())
+
+    unscaled = loss(predictive)
+    shared = loss(QuantileTemperature.fit(predictive, target, "global").apply(predictive))
+    per_step = loss(QuantileTemperature.fit(predictive, target, "per_step").apply(predictive))
+    assert shared <= unscaled + 1e-12
+    assert per_step <= shared + 1e-9
+
+
+def test_a_point_mass_is_left_alone() -> None:
+    predictive = Predictive(torch.zeros(20, 2, len(LEVELS)))
+    temperature = QuantileTemperature.fit(predictive, torch.randn(20, 2, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(temperature.below, torch.ones(2, dtype=torch.float64))
+    torch.testing.assert_close(temperature.above, torch.ones(2, dtype=torch.float64))
+
+
+def test_state_round_trip() -> None:
+    temperature = QuantileTemperature.fit(*stretched_normal(200, [2.0, 1.0], [0.3, 1.0]))
+    again = QuantileTemperature.from_state(temperature.state())
+    torch.testing.assert_close(again.below, temperature.below, rtol=0, atol=0)
+    torch.testing.assert_close(again.above, temperature.above, rtol=0, atol=0)
+
+
+def test_unknown_mode_is_an_error() -> None:
+    predictive, target = stretched_normal(10, [1.0], [1.0])
+    with pytest.raises(ValueError, match="per_window"):
+        QuantileTemperature.fit(predictive, target, "per_window")
