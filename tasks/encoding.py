@@ -43,9 +43,10 @@ class Encoding:
         static = tuple(name for name in data.static if name not in static_reals)
         moments: dict[str, tuple[float, float]] = {}
         for name in (*known, *past, *static_reals):
-            column = frame.loc[train, name].to_numpy(np.float64)
-            deviation = float(np.nanstd(column)) if len(column) else 0.0
-            moments[name] = (float(np.nanmean(column)) if len(column) else 0.0, deviation if deviation > 1e-12 else 1.0)
+            column = frame[name].to_numpy(np.float64)
+            column = column[train & ~np.isnan(column)]
+            deviation = float(column.std()) if len(column) else 0.0
+            moments[name] = (float(column.mean()) if len(column) else 0.0, deviation if deviation > 1e-12 else 1.0)
         vocabularies = {"unique_id": sorted(frame["unique_id"].unique().tolist())}
         vocabularies |= {name: sorted(frame[name].astype(str).unique().tolist()) for name in static}
         reals, categories = _calendar_names(data.frequency, data.holidays) if settings.calendar else ((), ())
@@ -67,7 +68,7 @@ class Encoding:
     def panel(self, frame: pd.DataFrame) -> Panel:
         """Encode a validated long table (sorted by ``unique_id``, ``ds``) whose future rows have an empty ``y``."""
         schema = self.schema
-        _, starts = np.unique(frame["unique_id"].to_numpy(), return_index=True)
+        starts = series_starts(frame)
         offsets = np.append(starts, len(frame)).astype(np.int64)
         width = 1 + len(schema.known) + len(schema.past)
         rows = np.empty((len(frame), width), dtype=np.float32)
@@ -87,13 +88,16 @@ class Encoding:
         for name in self.past_only:
             rows[:, position] = np.nan_to_num(self._standardised(frame, name))
             position += 1
-        static = np.stack([self._codes(frame, name)[starts] for name, _ in schema.static], axis=1)
+        first = frame.iloc[starts]
+        static = np.stack([self._codes(first, name) for name, _ in schema.static], axis=1)
         observed = np.add.reduceat(frame["y"].notna().to_numpy().astype(np.int64), starts)
         return Panel(schema, *(torch.from_numpy(array) for array in (rows, codes, static, offsets, observed)))
 
     def _standardised(self, frame: pd.DataFrame, name: str) -> np.ndarray:
         mean, deviation = self.moments[name]
-        return ((frame[name].to_numpy(np.float64) - mean) / deviation).astype(np.float32)
+        column = frame[name].to_numpy(np.float64) - mean
+        column /= deviation
+        return column
 
     def _codes(self, frame: pd.DataFrame, name: str) -> np.ndarray:
         lookup = {value: index + 1 for index, value in enumerate(self.vocabularies[name])}
@@ -111,6 +115,12 @@ class Encoding:
         tuples = {key: tuple(state[key]) for key in ("known_future", "past_only", "static_reals")}
         moments = {name: (mean, deviation) for name, (mean, deviation) in state["moments"].items()}
         return cls(**{**state, **tuples, "moments": moments, "schema": PanelSchema(**parts)})
+
+
+def series_starts(frame: pd.DataFrame) -> np.ndarray:
+    """Row at which each series of a table sorted by ``unique_id`` begins, int64 ``(n_series,)``."""
+    ids = frame["unique_id"]
+    return np.flatnonzero((ids != ids.shift()).to_numpy(bool, na_value=True))
 
 
 def _calendar_names(frequency: str | int, holidays: str | None) -> tuple[tuple[str, ...], tuple[tuple[str, int], ...]]:

@@ -12,7 +12,7 @@ import torch
 from models.predictive import pinball_loss
 from models.uncertainty import scores
 from models.uncertainty.guarantee import coverage_band
-from tasks.evaluate import Evidence, step_table
+from tasks.evaluate import Evidence, evaluate, step_table
 from tasks.files import read_json, write_text
 from tasks.params import Params
 from tasks.prepare import INGESTED, Prepared
@@ -22,10 +22,9 @@ REPORT = Path("reports/report.html")
 HISTORY_SHOWN = 4  # horizons of history on a fan chart
 
 
-def write_report(
-    params: Params, root: Path, metrics: dict[str, float], evidence: Evidence, prepared: Prepared, identity: dict[str, str]
-) -> Path:
-    """Render and write ``reports/report.html``; returns its path."""
+def evaluate_and_report(params: Params, root: Path, identity: dict[str, str]) -> Path:
+    """Score the test fold and write ``reports/report.html``; returns its path."""
+    metrics, evidence, prepared = evaluate(params, root)
     write_text(root / REPORT, render_report(report_data(params, root, metrics, evidence, prepared, identity)))
     return root / REPORT
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def lint_folds(folds: list[Fold], gap: int) -> None:
     order = ["train", *FOLDS]
     if [fold.name for fold in folds] != order:
         raise FoldLeak(f"folds are {[fold.name for fold in folds]}; they must be {order}")
-    for earlier, later in zip(folds, folds[1:], strict=False):
+    for earlier, later in pairwise(folds):
         if earlier.end <= earlier.start or later.start - earlier.end < gap:
             raise FoldLeak(
                 f"fold '{earlier.name}' ends at step {earlier.end} and '{later.name}' starts at {later.start}; "

@@ -93,7 +93,10 @@ def _names(column: pd.Series, name: str) -> pd.Series:
 
 
 def _refuse_empty(column: pd.Series, name: str) -> None:
-    empty = column.index[column.isna() | (column.astype("str").str.strip() == "")]
+    blank = column.isna()
+    if not (pd.api.types.is_numeric_dtype(column) or pd.api.types.is_datetime64_any_dtype(column)):
+        blank |= column.astype("str").str.strip() == ""
+    empty = column.index[blank]
     if len(empty):
         raise UserError(f"Column {name}, row {empty[0]} is empty; it must be filled in every row.")
 
@@ -116,7 +119,11 @@ def _times(column: pd.Series, params: Params) -> pd.Series:
     _refuse_empty(column, name)
     dates = pd.api.types.is_datetime64_any_dtype(column)
     if isinstance(frequency, int):
-        whole = pd.to_numeric(column.astype("str"), errors="coerce") if not dates else pd.Series(np.nan, column.index)
+        if dates:
+            whole = pd.Series(np.nan, column.index)
+        else:  # whole numbers stay as they are; text, booleans and the rest are read as text
+            text = column if pd.api.types.is_integer_dtype(column) else column.astype("str")
+            whole = pd.to_numeric(text, errors="coerce")
         wrong = column.index[whole.isna() | (whole % 1 != 0) | (whole.abs() > 2**53)]
         if len(wrong):
             raise UserError(

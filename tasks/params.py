@@ -152,7 +152,7 @@ class Train(_Block):
     members: Count = 4
     seed: Annotated[int, Field(ge=0)] = 1
     batches_per_epoch: Count = 50
-    patience: Count = 4
+    patience: Count = 3
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
     gradient_clip: Annotated[float, Field(gt=0.0)] = 1.0
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"

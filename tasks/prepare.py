@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from models.panel import Panel, Windows
-from tasks.encoding import Encoding
+from tasks.encoding import Encoding, series_starts
 from tasks.files import atomic_dir, read_json, write_json
 from tasks.folds import claim, fold_table, fold_windows, lay_folds
 from tasks.params import Params
@@ -65,7 +65,7 @@ def prepare(params: Params, root: Path) -> Path:
     Raises UserError where the data is too short for the folds.
     """
     frame = pd.read_parquet(root / INGESTED / "panel.parquet")
-    starts = np.unique(frame["unique_id"].to_numpy(), return_index=True)[1]
+    starts = series_starts(frame)
     observed = np.add.reduceat(frame["y"].notna().to_numpy().astype(np.int64), starts)
     settings = derive_settings(params, observed.tolist())
     step = time_step(frame["ds"], params.data.frequency)

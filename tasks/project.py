@@ -99,8 +99,7 @@ def draw(table: pd.DataFrame, path: Path, family: str) -> None:
     axes[0, 0].set_ylabel("coloured by series")
     axes[1, 0].set_ylabel("coloured by fold")
     axes[1, 2].legend(markerscale=2, frameon=False)
-    figure.suptitle(
-        f"Windows as the {family} encoder sees them. Distances between far groups, and sizes of groups, mean little in t-SNE and UMAP."
-    )
+    caution = "Distances between far groups, and sizes of groups, mean little in t-SNE and UMAP."
+    figure.suptitle(f"Windows as the {family} encoder sees them. {caution}")
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)

@@ -18,8 +18,8 @@ class ForecasterConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     batch_size: Count = 128
-    learning_rate: LearningRate = 2e-3
-    max_epochs: Count = 12
+    learning_rate: LearningRate = 3e-3
+    max_epochs: Count = 8
 
 
 class TFTConfig(ForecasterConfig):
@@ -50,7 +50,7 @@ class DeepARConfig(ForecasterConfig):
     hidden_size: Count = 48
     layers: Count = 2
     dropout: Dropout = 0.1
-    paths: Annotated[int, Field(ge=2)] = 200
+    paths: Annotated[int, Field(ge=2)] = 100
 
 
 class TCNConfig(ForecasterConfig):

@@ -79,9 +79,7 @@ def test_gather_equals_the_slow_loop(panel: Panel, pairs: list[tuple[int, int]])
     assert_equal_to_loop(panel, windows_of(*pairs))
 
 
-def test_gather_equals_the_slow_loop_without_covariates_and_lags(
-    make_panel: Callable[..., Panel], schema: PanelSchema
-) -> None:
+def test_gather_equals_the_slow_loop_without_covariates_and_lags(make_panel: Callable[..., Panel], schema: PanelSchema) -> None:
     bare = replace(schema, known=(), past=(), static=(), categories=(), lags=())
     assert_equal_to_loop(make_panel(schema=bare), windows_of((0, 40), (1, 3), (2, 9)))
 
@@ -145,6 +143,25 @@ def test_targets_are_the_next_steps_in_the_targets_units(panel: Panel) -> None:
     truth = panel.targets(windows)
     torch.testing.assert_close(truth, panel.gather(windows)["decoder_target"], rtol=0, atol=0, equal_nan=True)
     assert truth[2].isnan().all()
+
+
+def test_levels_compare_a_window_with_the_time_before(make_panel: Callable[..., Panel]) -> None:
+    """Against float64 loops, for a small series between a large one and a constant one."""
+    panel = make_panel(lengths=(900, 900, 900))
+    rows = panel.rows.clone()
+    rows[:900, 0] *= 1e5
+    rows[904:1804, 0] *= 1e-2
+    rows[1808:2708, 0] = 3.0
+    panel = replace(panel, rows=rows)
+    windows = windows_of((0, 500), (1, 4), (1, 30), (1, 900), (2, 300))
+    scale, features = panel.levels(windows)
+    for row, (series, cutoff) in enumerate(zip(windows.series.tolist(), windows.cutoff.tolist(), strict=True)):
+        history = rows[int(panel.offsets[series]) :][:cutoff, 0].numpy().astype(np.float64)
+        near, base = history[-panel.schema.context :], history[-panel.schema.reference :]
+        sizes = [max(float(part.std()), SCALE_FLOOR * abs(float(part.mean()))) for part in (near, base)]
+        assert float(scale[row]) == pytest.approx(sizes[0], rel=1e-6)
+        expected = [(near.mean() - base.mean()) / sizes[1], math.log(sizes[0] / sizes[1])]
+        np.testing.assert_allclose(features[row].numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("pair", [(0, 61), (1, 0), (2, 10)])

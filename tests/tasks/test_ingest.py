@@ -299,9 +299,7 @@ def test_missing_future_rows_do_not_matter_where_nothing_needs_to_be_known(tmp_p
         (1, pd.Index(range(-5, STEPS - 5))),
     ],
 )
-def test_every_kind_of_time_is_read_and_a_lost_step_is_found(
-    tmp_path: Path, frequency: str | int, times: pd.Index
-) -> None:
+def test_every_kind_of_time_is_read_and_a_lost_step_is_found(tmp_path: Path, frequency: str | int, times: pd.Index) -> None:
     frame = pd.DataFrame({"store": 1, "day": times, "sales": np.arange(STEPS) % 7})
     roles: dict[str, Any] = {"known_future": [], "past_only": [], "static": [], "frequency": frequency}
     panel, _ = checked(frame, tmp_path, **roles)

@@ -126,9 +126,7 @@ def test_settings_of_the_default_data() -> None:
     ("frequency", "horizon", "length"),
     [("h", 24, 26304), ("h", 48, 2000), ("MS", 12, 441), ("QS", 4, 120), ("W", 8, 500), ("D", 14, 1000), (1, 10, 500)],
 )
-def test_derived_lengths_leave_training_half_and_never_look_ahead(
-    frequency: str | int, horizon: int, length: int
-) -> None:
+def test_derived_lengths_leave_training_half_and_never_look_ahead(frequency: str | int, horizon: int, length: int) -> None:
     params = Params.model_validate({"data": {"frequency": frequency, "horizon": horizon}})
     settings = derive_settings(params, [length] * 5)
     assert settings.reserved <= length / 2

@@ -262,7 +262,7 @@ def test_text_from_the_data_is_escaped_and_shown_as_written(page: str) -> None:
     assert "<b>bold" not in page
     assert any("<b>bold</b> & $x^2$" in text for text in parsed.text)
     labels = [str(attributes.get("aria-label")) for tag, attributes in parsed.elements if tag == "svg"]
-    assert any("O'Hare \"Airport\"" in label for label in labels)
+    assert any('O\'Hare "Airport"' in label for label in labels)
 
 
 def test_tick_labels_keep_their_digits(data: ReportData) -> None:
