@@ -34,4 +34,4 @@ ui: $(VENV)/.run
 	$(BIN)/weatherglass ui
 
 clean:
-	rm -rf data artifacts reports metrics plots .weatherglass mlartifacts mlflow.db* dvc.lock .dvc/cache .dvc/tmp
+	rm -rf data/ingested data/prepared artifacts reports metrics plots .weatherglass mlartifacts mlflow.db* dvc.lock .dvc/cache .dvc/tmp

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.errors import UserError
+from tasks.files import file_md5, read_json
+from tasks.params import Params
 
+INGESTED = Path("data/ingested")
 USER_ERROR = Path(".weatherglass/user_error.txt")
 
 
@@ -17,7 +20,6 @@ def run_pipeline(root: Path, targets: Sequence[str] = (), force: bool = False) -
     """Run what is stale of ``targets`` (all stages by default); returns the exit code: 0, 2 user's mistake, 1 failure."""
     from flows.environment import configure
     from flows.server import prefect_server
-    from tasks.params import Params
 
     root = root.resolve()
     params = Params.load(root=root)
@@ -26,10 +28,21 @@ def run_pipeline(root: Path, targets: Sequence[str] = (), force: bool = False) -
     configure(root, params.services.mlflow_uri, params.services.prefect_api_url)
     (root / USER_ERROR).unlink(missing_ok=True)
     with prefect_server(root) as api_url:
-        code = reproduce(root, targets, force)
+        code = 0
+        if source_changed(root, params):
+            code = reproduce(root, ["--single-item", "ingest"], force=True)
+        code = code or reproduce(root, targets, force)
     if code == 0 and not targets:
         print(where_to_look(root, api_url))
     return code
+
+
+def source_changed(root: Path, params: Params) -> bool:
+    """Whether the file that was ingested has other content now; DVC itself sees that only of files in ``data/raw``."""
+    meta = root / INGESTED / "meta.json"
+    if params.data.path is None or not meta.exists() or not (root / params.data.path).is_file():
+        return False
+    return bool(read_json(meta).get("source_md5") != file_md5(root / params.data.path))
 
 
 def reproduce(root: Path, targets: Sequence[str], force: bool) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -71,6 +73,9 @@ def _run_flow(name: str, body: Callable[[Stage], None], root: Path, params: Para
 
     from tasks.tracking import initialise, parent_run, stage_run
 
+    for handler in logging.getLogger().handlers:  # Prefect's console; its server is told all the same
+        handler.addFilter(_not_a_users_mistake)
+
     @flow(name=name.split("@")[0], flow_run_name=name, persist_result=False)
     def stage_flow() -> None:
         initialise()
@@ -80,6 +85,13 @@ def _run_flow(name: str, body: Callable[[Stage], None], root: Path, params: Para
             body(Stage(name, root, params, run, parent, known))
 
     stage_flow()
+
+
+def _not_a_users_mistake(record: logging.LogRecord) -> bool:
+    """Whether a line of Prefect's is about anything but a user's mistake, which :func:`run_stage` tells by itself."""
+    error = record.exc_info[1] if record.exc_info else None
+    told = re.search(r"encountered an exception:? (UserError|TrackingError)\b", record.getMessage())
+    return not isinstance(error, UserError) and told is None
 
 
 def identity(root: Path) -> dict[str, str]:

@@ -47,8 +47,7 @@ class Encoding:
             column = column[train & ~np.isnan(column)]
             deviation = float(column.std()) if len(column) else 0.0
             moments[name] = (float(column.mean()) if len(column) else 0.0, deviation if deviation > 1e-12 else 1.0)
-        vocabularies = {"unique_id": sorted(frame["unique_id"].unique().tolist())}
-        vocabularies |= {name: sorted(frame[name].astype(str).unique().tolist()) for name in static}
+        vocabularies = {name: sorted(frame.loc[train, name].astype(str).unique().tolist()) for name in ("unique_id", *static)}
         reals, categories = _calendar_names(data.frequency, data.holidays) if settings.calendar else ((), ())
         schema = PanelSchema(
             known=(*known, *static_reals, *reals),

@@ -71,6 +71,9 @@ def parse_cutoff(cutoff: Any, frame: pd.DataFrame) -> Any:
     try:
         stamp = pd.Timestamp(cutoff)
     except ValueError:
-        raise UserError(f"the cutoff is '{cutoff}'; give a date such as {str(frame['ds'].max())[:10]}.") from None
+        stamp = pd.NaT
+    if stamp is pd.NaT or stamp.tzinfo is not None:
+        right = f"give a date such as {str(frame['ds'].max())[:10]}, without a time zone"
+        raise UserError(f"the cutoff is '{cutoff}'; {right}.")
     whole_day = not isinstance(cutoff, dt.datetime) and len(str(cutoff)) == 10
     return stamp + pd.Timedelta(days=1) - pd.Timedelta(nanoseconds=1) if whole_day else stamp

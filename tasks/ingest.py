@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from tasks.errors import UserError
-from tasks.files import atomic_dir, write_json
+from tasks.files import atomic_dir, file_md5, write_json
 from tasks.panel_columns import as_text, label, typed_columns
 from tasks.params import Params, derive_settings
 from tasks.sources import read_chicago, read_table
@@ -39,6 +39,7 @@ def ingest(params: Params, root: Path) -> Path:
         meta = notes | {
             "source": data.source,
             "path": data.path,
+            "source_md5": None if data.path is None else file_md5(root / data.path),
             "frequency": data.frequency,
             "horizon": data.horizon,
             "roles": {role: list(getattr(data, role)) for role in ("known_future", "past_only", "static")},

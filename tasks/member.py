@@ -131,7 +131,7 @@ def train_member(spec: MemberSpec, report=lambda epoch, loss: None) -> Path:  # 
     Ends at once when the weights are there. The result depends on params.yaml, the data and the seed alone, not on
     how often the run was interrupted.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save_model
 
     weights = spec.folder / "weights.safetensors"
     if weights.exists():
@@ -170,21 +170,19 @@ def train_member(spec: MemberSpec, report=lambda epoch, loss: None) -> Path:  # 
     )
     checkpoint = spec.folder / "last.ckpt"
     trainer.fit(module, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=False)
-    state = torch.load(best.best_model_path, map_location="cpu", weights_only=False)["state_dict"]
-    prefix = "forecaster."
-    tensors = {name.removeprefix(prefix): value.contiguous() for name, value in state.items() if name.startswith(prefix)}
+    module.load_state_dict(torch.load(best.best_model_path, map_location="cpu", weights_only=False)["state_dict"])
     write_json(spec.folder / "history.json", module.history)
     with atomic_path(weights) as temporary:
-        save_file(tensors, temporary)
+        save_model(module.forecaster.cpu(), str(temporary))
     return weights
 
 
 def load_member(family: str, config, schema, weights: Path) -> Forecaster:  # type: ignore[no-untyped-def]
     """A trained forecaster from its safetensors file, ready to predict."""
-    from safetensors.torch import load_file
+    from safetensors.torch import load_model
 
     forecaster = build_forecaster(family, schema, config)
-    forecaster.load_state_dict(load_file(weights), strict=True)
+    load_model(forecaster, str(weights), strict=True)
     return forecaster.eval()
 
 

@@ -114,6 +114,9 @@ def run_members(params: Params, root: Path, family: str, keep: Path) -> None:
                     process.join()
                     del running[index]
                     bar.update(epochs - done[index])
+                    done[index] = epochs
+                    if bar.disable:  # a pipe gets plain lines
+                        print(f"train {family}: member {index} ended, {len(waiting) + len(running)} to go", flush=True)
                     if process.exitcode != 0:
                         waiting.clear()
                         failures.append(f"{family} member {index} ended with exit code {process.exitcode}")
