@@ -30,6 +30,7 @@ from tasks.train import TRAINED
 
 BUNDLE = Path("artifacts/bundle")
 FORMAT = 1
+MINIMUM_HISTORY = 2  # a location and a scale need two values
 DISTRIBUTION_COLUMNS = ("mean", "median")
 BAND_COLUMNS = tuple(f"{side}-{level}" for level in INTERVAL_LEVELS for side in ("lo", "hi"))
 JOINT_COLUMNS = (f"joint-lo-{JOINT_LEVEL}", f"joint-hi-{JOINT_LEVEL}")
@@ -129,6 +130,11 @@ class Bundle:
         """
         panel = self.encoding.panel(frame)
         windows = Windows(torch.arange(panel.n_series), panel.observed.clone())
+        if int(panel.observed.min()) < MINIMUM_HISTORY:
+            short = frame["unique_id"].iloc[int(panel.offsets[int(panel.observed.argmin())])]
+            raise UserError(
+                f"series {short} has {int(panel.observed.min())} value; a forecast needs at least {MINIMUM_HISTORY}."
+            )
         values = torch.stack([torch.from_numpy(self._quantiles(member, panel, windows)) for member in self.members])
         predictive = self.calibration.apply(pool(values, self.weights, self.pooling))
         aleatoric, epistemic = decompose(values, self.weights)

@@ -22,7 +22,16 @@ from tasks.prepare import Prepared, load_prepared
 from tasks.train import TRAINED
 
 CALIBRATION = Path("artifacts/calibration")
-ENCODERS = ("tcn", "mamba", "deepar", "tft")  # whose first member's features the gate reads: the first that was trained
+ENCODERS = (
+    "tcn",
+    "mamba",
+    "s4d",
+    "mamba2",
+    "hybrid",
+    "wavenet",
+    "deepar",
+    "tft",
+)  # whose first member's features the gate reads: the first that was trained
 
 
 def encoder_family(params: Params) -> str:

@@ -34,7 +34,7 @@ def report_data(
 ) -> ReportData:
     """Everything on the page, as plain arrays."""
     card = read_json(root / "artifacts/calibration/card.json")
-    bands = {name: test_band(card, name, evidence, prepared) for name in ("step 90 %", "joint 90 %")}
+    bands = {name: test_band(card, name, prepared) for name in ("step 90 %", "joint 90 %")}
     gate = evidence.gate
     kept, risk = scores.risk_coverage(evidence.spread, evidence.risk)
     oracle = scores.risk_coverage(evidence.risk, evidence.risk)[1]
@@ -69,17 +69,15 @@ def report_data(
     )
 
 
-def test_band(card: dict[str, Any], name: str, evidence: Evidence, prepared: Prepared) -> tuple[float, float]:
+def test_band(card: dict[str, Any], name: str, prepared: Prepared) -> tuple[float, float]:
     """Band for coverage on the test fold: beta-binomial at the effective sizes of the conformal and the test fold.
 
-    The test fold's effective size is its count divided by the conformal fold's design effect, so that no test outcome
+    The test fold is taken to carry as much information a time step as the conformal fold does, so that no test outcome
     enters its own band.
     """
     promise = card["levels"][name]
-    design_effect = promise["n"] / promise["n_effective"]
-    windows = len(evidence.target)
-    overlap = 2 if prepared.meta["settings"]["cutoff_every"] > 1 else 1  # conformal windows overlap twofold, test ones do not
-    n_test = max(1.0, min(windows, windows * overlap / design_effect))
+    length = {fold["name"]: fold["end"] - fold["start"] for fold in prepared.meta["folds"]}
+    n_test = min(len(prepared.windows["test"]), promise["n_effective"] * length["test"] / length["conformal"])
     return coverage_band(promise["n_effective"], n_test, promise["level"])
 
 

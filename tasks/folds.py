@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from math import gcd
 
 import numpy as np
 
@@ -72,18 +73,27 @@ def fold_windows(fold: Fold, panel: Panel, first_step: np.ndarray, settings: Set
     """Windows whose targets lie wholly in ``fold``.
 
     ``first_step`` int64 ``(n_series,)`` is each series' first step on the panel's time axis. Training takes every
-    cutoff, the test fold one every ``cutoff_every`` steps, the folds between one every half of that: their windows
-    overlap, which costs nothing but effective sample size and that is measured.
+    cutoff, the test fold one every ``cutoff_every`` steps, the folds between one every ``overlapping_stride``: their
+    windows overlap, which costs nothing but effective sample size and that is measured.
     """
     observed = panel.observed.numpy()
     minimum = min(settings.context, 2 * settings.season_length) if fold.name == "train" else 2
-    stride = {"train": 1, "test": settings.cutoff_every}.get(fold.name, max(1, settings.cutoff_every // 2))
+    stride = {"train": 1, "test": settings.cutoff_every}.get(fold.name, overlapping_stride(settings))
     first = fold.start - first_step
     last = np.minimum(fold.end - first_step, observed) - settings.horizon
     if fold.name != "train":  # keep to the grid that ends with the fold, also where a series ends earlier
         late = np.maximum(fold.end - first_step - observed, 0)
         last = fold.end - first_step - settings.horizon - -(-late // stride) * stride
     return panel.window_grid(first, last, stride, max(minimum, 2))
+
+
+def overlapping_stride(settings: Settings) -> int:
+    """Steps between cutoffs of the calibration folds: at most half of ``cutoff_every`` and without a common divisor with
+    the season, so that the cutoffs fall on every day of the week or hour of the day, as those to come may."""
+    stride = max(1, settings.cutoff_every // 2)
+    while gcd(stride, settings.season_length) > 1:
+        stride -= 1
+    return stride
 
 
 def fold_table(folds: list[Fold]) -> list[dict[str, int | str]]:

@@ -69,7 +69,7 @@ def parse_cutoff(cutoff: Any, frame: pd.DataFrame) -> Any:
         except ValueError:
             raise UserError(f"the cutoff is '{cutoff}'; this data counts time in whole numbers, so give one.") from None
     try:
-        stamp = pd.Timestamp(cutoff)
+        stamp: Any = pd.Timestamp(cutoff)
     except ValueError:
         stamp = pd.NaT
     if stamp is pd.NaT or stamp.tzinfo is not None:

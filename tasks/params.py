@@ -9,14 +9,24 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from models.forecasters.config import Count, DeepARConfig, MambaConfig, TCNConfig, TFTConfig
+from models.forecasters.config import (
+    Count,
+    DeepARConfig,
+    HybridConfig,
+    Mamba2Config,
+    MambaConfig,
+    S4DConfig,
+    TCNConfig,
+    TFTConfig,
+    WaveNetConfig,
+)
 from tasks.errors import UserError
 from tasks.params_file import read_yaml, told
 from tasks.settings import FOLDS, Settings, derive_settings
 
 __all__ = ["Params", "Settings", "derive_settings"]
 
-Family = Literal["tft", "deepar", "tcn", "mamba"]
+Family = Literal["tft", "deepar", "tcn", "wavenet", "s4d", "mamba", "mamba2", "hybrid"]
 Baseline = Literal["seasonal_naive", "auto_ets"]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Text = Annotated[str, Field(min_length=1)]
@@ -143,7 +153,11 @@ class Forecasters(_Block):
     tft: TFTConfig = TFTConfig()
     deepar: DeepARConfig = DeepARConfig()
     tcn: TCNConfig = TCNConfig()
+    wavenet: WaveNetConfig = WaveNetConfig()
+    s4d: S4DConfig = S4DConfig()
     mamba: MambaConfig = MambaConfig()
+    mamba2: Mamba2Config = Mamba2Config()
+    hybrid: HybridConfig = HybridConfig()
 
 
 class Train(_Block):
@@ -240,6 +254,12 @@ class Params(_Block):
                 raise _sentence(
                     f"features.lags holds {lag}; each lag must be at least data.horizon, {horizon}, or the last steps "
                     "of a forecast would need values not yet known"
+                )
+        for family in self.families:
+            if getattr(getattr(self.forecasters, family), "head", None) == "negative_binomial" and not self.data.count:
+                raise _sentence(
+                    f"forecasters.{family}.head is negative_binomial and data.count is false; that head forecasts counts, so "
+                    "set data.count: true or choose another head"
                 )
         if self.features.calendar and self.data.frequency == 1:
             raise _sentence("features.calendar is true; with data.frequency 1 (no dates) it must be null or false")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tasks.bundle import Bundle, bundle_digest, write_bundle
+from tasks.bundle import FORECAST_COLUMNS, Bundle, bundle_digest, write_bundle
 from tasks.errors import UserError
 from tasks.files import read_json, write_json
 from tasks.params import Params
+from tasks.prepare import INGESTED
 from tasks.tracking_store import current_client, retry
 
 RECEIPT = Path("artifacts/receipt.json")
@@ -64,12 +65,28 @@ def _log_and_register(params: Params, root: Path, folder: Path, run_id: str, dig
             code_paths=[str(here), str(here.parent / "models")],
             pip_requirements=[f"{package}=={installed(package).split('+')[0]}" for package in REQUIREMENTS],
             metadata={"bundle": digest},
+            signature=_signature(root),
         )
     entry = mlflow.register_model(logged.model_uri, params.registry.name, tags={DIGEST_TAG: digest})
     client = current_client()
     for metric, value in _compared(read_json(folder / "bundle.json")["metrics"]).items():
         retry(client.set_model_version_tag, params.registry.name, entry.version, f"test.{metric}", f"{value:.6g}")
     return str(entry.version)
+
+
+def _signature(root: Path):  # type: ignore[no-untyped-def]
+    """Long table in, forecast table out: names and types for the registry's page and for checks at serving."""
+    import pandas as pd
+    from mlflow.models import infer_signature
+
+    history = pd.read_parquet(root / INGESTED / "panel.parquet").head(3)
+    numbers = {
+        name: "float64" for name in history.columns if name not in ("unique_id", "ds") and history[name].dtype.kind in "if"
+    }
+    texts, flags = ("unique_id", "model"), ("is_ood", "abstain")
+    empty = {name: [""] if name in texts else [False] if name in flags else [0.0] for name in FORECAST_COLUMNS}
+    empty |= {"ds": history["ds"].head(1).tolist(), "cutoff": history["ds"].head(1).tolist()}
+    return infer_signature(history.astype(numbers), pd.DataFrame(empty), params={"cutoff": ""})
 
 
 def _compared(metrics: dict[str, float]) -> dict[str, float]:

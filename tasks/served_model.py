@@ -18,12 +18,12 @@ class ServedForecaster(PythonModel):  # type: ignore[misc]
 
         self.bundle = Bundle.load(Path(context.artifacts["bundle"]))
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
         from tasks.future import with_future_rows
         from tasks.ingest import validate_panel
 
         frame, _ = validate_panel(model_input, self.bundle.params, for_training=False)
-        return self.bundle.forecast(with_future_rows(frame, self.bundle.encoding, (params or {}).get("cutoff")))
+        return self.bundle.forecast(with_future_rows(frame, self.bundle.encoding, (params or {}).get("cutoff") or None))
 
 
 mlflow.models.set_model(ServedForecaster())

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from models.heads import build_head
 from models.panel import Batch, PanelSchema
-from models.predictive import LEVELS, MEDIAN, pinball_loss
+from models.predictive import LEVELS, pinball_loss
 
 
 class Prediction(NamedTuple):
@@ -72,47 +73,28 @@ class CategoryEmbedding(nn.Module):
         return torch.cat(parts, dim=-1) if parts else codes.new_zeros((*codes.shape[:-1], 0), dtype=torch.float32)
 
 
-class QuantileHead(nn.Module):
-    """Non-crossing quantiles: a median, and softplus steps away from it on both sides. ``(..., W) -> (..., Q)``."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.project = nn.Linear(width, len(LEVELS))
-        nn.init.normal_(self.project.weight, std=0.02)
-        with torch.no_grad():  # begin near a spread of one tenth of the window's standard deviation between levels
-            self.project.bias.fill_(-2.5)
-            self.project.bias[MEDIAN] = 0.0
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        raw = self.project(hidden)
-        median = raw[..., MEDIAN : MEDIAN + 1]
-        above = torch.cumsum(nn.functional.softplus(raw[..., MEDIAN + 1 :]), dim=-1)
-        below = torch.cumsum(nn.functional.softplus(raw[..., :MEDIAN].flip(-1)), dim=-1).flip(-1)
-        return torch.cat([median - below, median, median + above], dim=-1)
-
-
 class SequenceForecaster(Forecaster):
-    """Direct multi-step quantiles from any causal backbone ``(B, T, width) -> (B, T, width)``.
+    """Direct multi-step distributions from any causal backbone ``(B, T, width) -> (B, T, width)`` and any head.
 
     The backbone reads history and horizon as one sequence, in which the unknown future (target, past-only
     covariates) is zero and marked; the last H positions are the forecast. History is always ``context`` steps wide, so
-    that a short one is padded alike whatever its batch holds. The median is a correction of a learned
+    that a short one is padded alike whatever its batch holds. The head's location is a correction of a learned
     average of the target's lags, so the network starts as a seasonal forecast.
     """
 
-    def __init__(self, schema: PanelSchema, width: int, backbone: nn.Module) -> None:
+    def __init__(self, schema: PanelSchema, width: int, backbone: nn.Module, head: str = "quantile") -> None:
         super().__init__()
         self.embedding = CategoryEmbedding(schema.all_categories)
         self.project = nn.Linear(len(schema.reals) + 1 + self.embedding.width, width)
         self.backbone = backbone
-        self.head = QuantileHead(width)
+        self.head = build_head(head, width)
         self.context = schema.context
         self.unknown = [0, *schema.past_reals]
         self.n_lags = len(schema.lags)
         self.lag_weights = nn.Parameter(torch.zeros(self.n_lags))
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Quantiles in the window's own scale ``(B, H, Q)`` and features ``(B, width)`` at the last known step."""
+        """Parameters of the head ``(B, H, P)`` and features ``(B, width)`` at the last known step."""
         lengths, context, decoder = batch["encoder_lengths"], self.context, batch["decoder_cont"]
         encoder = align_right(batch["encoder_cont"], lengths, context)
         codes = torch.cat([align_right(batch["encoder_cat"], lengths, context), batch["decoder_cat"]], dim=1)
@@ -123,18 +105,17 @@ class SequenceForecaster(Forecaster):
         marker[:, context:] = 1.0
         inputs = torch.cat([torch.cat([encoder, future], dim=1), marker, self.embedding(codes)], dim=-1)
         hidden = self.backbone(self.project(inputs))
-        quantiles = self.head(hidden[:, context:])
-        if self.n_lags:
-            base = (decoder[..., -self.n_lags :] * self.lag_weights.softmax(0)).sum(-1)
-            quantiles = quantiles + base[..., None]
-        return quantiles, hidden[:, context - 1]
+        base = (decoder[..., -self.n_lags :] * self.lag_weights.softmax(0)).sum(-1) if self.n_lags else None
+        return self.head(hidden[:, context:], base), hidden[:, context - 1]
 
     def loss(self, batch: Batch) -> Tensor:
-        return self.quantile_loss(self(batch)[0], batch)
+        parameters, _ = self(batch)
+        return self.head.loss(parameters, batch["decoder_target"], *batch["target_scale"].unbind(1)).mean()
 
     def predict(self, batch: Batch) -> Prediction:
-        quantiles, features = self(batch)
-        return Prediction(unscale(quantiles, batch), features)
+        parameters, features = self(batch)
+        loc, scale = batch["target_scale"].unbind(1)
+        return Prediction(self.head.quantiles(parameters, self.levels, loc, scale), features)
 
 
 def align_right(values: Tensor, lengths: Tensor, width: int) -> Tensor:

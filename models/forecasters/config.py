@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 Count = Annotated[int, Field(ge=1)]
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
 LearningRate = Annotated[float, Field(gt=0.0, le=1.0)]
+DirectHead = Literal["quantile", "normal", "student_t", "negative_binomial", "categorical"]
 
 
 class ForecasterConfig(BaseModel):
@@ -53,7 +54,13 @@ class DeepARConfig(ForecasterConfig):
     paths: Annotated[int, Field(ge=2)] = 100
 
 
-class TCNConfig(ForecasterConfig):
+class DirectConfig(ForecasterConfig):
+    """What our own direct forecasters have besides: the head that their backbone's output feeds."""
+
+    head: DirectHead = "quantile"
+
+
+class TCNConfig(DirectConfig):
     """Temporal convolutional network (Bai et al., 2018): channels, dilation levels, taps of a filter."""
 
     width: Count = 48
@@ -62,7 +69,7 @@ class TCNConfig(ForecasterConfig):
     dropout: Dropout = 0.1
 
 
-class MambaConfig(ForecasterConfig):
+class MambaConfig(DirectConfig):
     """Mamba (Gu and Dao, 2023): model width, blocks, state size N, convolution taps, expansion of the inner width."""
 
     width: Count = 48
@@ -73,3 +80,61 @@ class MambaConfig(ForecasterConfig):
     dropout: Dropout = 0.1
     batch_size: Count = 64
     learning_rate: LearningRate = 4e-3
+
+
+class WaveNetConfig(ForecasterConfig):
+    """WaveNet (van den Oord et al., 2016): channels, stacks of dilation levels, taps, head and sampled paths."""
+
+    width: Count = 32
+    levels: Annotated[int, Field(ge=1, le=16)] = 7
+    stacks: Count = 1
+    kernel_size: Annotated[int, Field(ge=2)] = 2
+    dropout: Dropout = 0.1
+    head: DirectHead = "categorical"
+    bins: Annotated[int, Field(ge=4)] = 64
+    paths: Annotated[int, Field(ge=2)] = 100
+
+
+class S4DConfig(DirectConfig):
+    """S4D (Gu et al., 2022): model width, blocks, states of a channel, their initial spectrum and discretisation."""
+
+    width: Count = 48
+    layers: Count = 2
+    state_size: Annotated[int, Field(ge=2, multiple_of=2)] = 32
+    initialisation: Literal["legs", "lin", "inv", "real"] = "legs"
+    discretisation: Literal["zoh", "bilinear", "euler"] = "zoh"
+    dropout: Dropout = 0.1
+
+
+class Mamba2Config(MambaConfig):
+    """Mamba-2 (Dao and Gu, 2024): as Mamba, and the heads that share expand * width inner channels."""
+
+    heads: Count = 8
+
+    @model_validator(mode="after")
+    def _heads_share_the_inner_width(self) -> Mamba2Config:
+        if (self.expand * self.width) % self.heads:
+            raise PydanticCustomError(
+                "sentence",
+                "forecasters.mamba2.heads is {heads}; it must divide expand * width, {inner}",
+                {"heads": self.heads, "inner": self.expand * self.width},
+            )
+        return self
+
+
+class HybridConfig(MambaConfig):
+    """Mamba with one attention layer in the middle (after Jamba, Lieber et al., 2024): attention heads and window."""
+
+    layers: Annotated[int, Field(ge=2)] = 3
+    heads: Count = 4
+    window: Count = 512
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> HybridConfig:
+        if self.width % self.heads:
+            raise PydanticCustomError(
+                "sentence",
+                "forecasters.hybrid.heads is {heads}; it must divide width, {width}",
+                {"heads": self.heads, "width": self.width},
+            )
+        return self

@@ -1,4 +1,4 @@
-"""DeepAR (Salinas et al., 2020): pytorch-forecasting's network behind our interface."""
+"""DeepAR (Salinas et al., 2020): normal likelihood and ancestral sampling."""
 
 from __future__ import annotations
 
@@ -7,57 +7,37 @@ from torch import Tensor, nn
 
 from models.forecasters.base import Forecaster, Prediction, scaled_target, unscale
 from models.forecasters.config import DeepARConfig
-from models.forecasters.tft import Identity, embedding_sizes
+from models.forecasters.deepar_network import DeepARNetwork
 from models.panel import Batch, PanelSchema
+
+__all__ = ["DeepAR", "sample_quantiles"]
 
 
 class DeepAR(Forecaster):
-    """Normal likelihood and ancestral sampling on pytorch-forecasting's ``DeepAR`` network, fed by our loader.
+    """Normal likelihood on `DeepARNetwork`, learned under teacher forcing, and forecasts from sampled paths.
 
     Past-only covariates are left out: an autoregressive network would need them over the horizon.
     """
 
-    def __init__(self, schema: PanelSchema, config: DeepARConfig) -> None:
-        from pytorch_forecasting import DeepAR as Network
-        from pytorch_forecasting.metrics import NormalDistributionLoss
+    keep: Tensor
 
+    def __init__(self, schema: PanelSchema, config: DeepARConfig) -> None:
         super().__init__()
         self.paths = config.paths
-        self.keep = [0, *schema.future_reals]
-        names = [schema.reals[index] for index in self.keep]
-        categories = [name for name, _ in schema.categories]
-        self.network = Network(
-            cell_type="LSTM",
-            hidden_size=config.hidden_size,
-            rnn_layers=config.layers,
-            dropout=config.dropout,
-            static_categoricals=[name for name, _ in schema.static],
-            time_varying_categoricals_encoder=categories,
-            time_varying_categoricals_decoder=categories,
-            time_varying_reals_encoder=names,
-            time_varying_reals_decoder=names[1:],
-            x_reals=names,
-            x_categoricals=[name for name, _ in schema.all_categories],
-            embedding_sizes=embedding_sizes(schema),
-            target="target",
-            loss=NormalDistributionLoss(),
-            logging_metrics=nn.ModuleList(),
-            output_transformer=Identity(),
-        )
+        self.register_buffer("keep", torch.tensor([0, *schema.future_reals]), persistent=False)
+        self.network = DeepARNetwork(schema, config)
 
     def _inputs(self, batch: Batch) -> Batch:
-        keep = torch.tensor(self.keep, device=batch["encoder_cont"].device)
-        return {
-            **batch,
-            "encoder_cont": batch["encoder_cont"].index_select(-1, keep),
-            "decoder_cont": batch["decoder_cont"].index_select(-1, keep),
-        }
+        """The batch with the reals that the network reads."""
+        kept = {key: batch[key].index_select(-1, self.keep) for key in ("encoder_cont", "decoder_cont")}
+        return {**batch, **kept}
 
     def _decoder_inputs(self, batch: Batch) -> Tensor:
         """Inputs of the decoder ``(B, H, W)``: at each step the target one step earlier."""
         rows = torch.arange(len(batch["encoder_lengths"]), device=batch["encoder_cont"].device)
         last = batch["encoder_cont"][rows, batch["encoder_lengths"] - 1, 0]
-        return self.network.construct_input_vector(batch["decoder_cat"], batch["decoder_cont"], one_off_target=last[:, None])
+        previous = torch.cat([last[:, None], batch["decoder_cont"][:, :-1, 0]], dim=1)
+        return self.network.inputs(batch["decoder_cont"], batch["decoder_cat"], previous)
 
     @staticmethod
     def _normal(parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,10 +45,7 @@ class DeepAR(Forecaster):
 
     def loss(self, batch: Batch) -> Tensor:
         """Negative log-likelihood under teacher forcing, in the window's own scale."""
-        batch = self._inputs(batch)
-        hidden = self.network.encode(batch)
-        parameters, _ = self.network.decode_all(self._decoder_inputs(batch), hidden)
-        mean, deviation = self._normal(parameters)
+        mean, deviation = self._normal(self.network(self._inputs(batch)))
         return nn.functional.gaussian_nll_loss(mean, scaled_target(batch), deviation**2)
 
     def sample_paths(self, batch: Batch, paths: int) -> tuple[Tensor, Tensor]:
@@ -78,18 +55,7 @@ class DeepAR(Forecaster):
         """
         batch = self._inputs(batch)
         state = self.network.encode(batch)
-        features = state[0][-1]
-        inputs = self._decoder_inputs(batch).repeat_interleave(paths, 0)
-        state = self.network.rnn.repeat_interleave(state, paths)
-        previous, steps = inputs[:, 0, 0], []
-        for step in range(inputs.shape[1]):
-            current = inputs[:, step : step + 1]
-            current[:, 0, 0] = previous
-            parameters, state = self.network.decode_all(current, state)
-            mean, deviation = self._normal(parameters[:, 0])
-            previous = mean + deviation * torch.randn_like(mean)
-            steps.append(previous)
-        return torch.stack(steps, dim=-1).view(-1, paths, inputs.shape[1]), features
+        return self.network.sample(self._decoder_inputs(batch), state, paths, self._normal), state[0][-1]
 
     def encode(self, batch: Batch) -> Tensor:
         return self.network.encode(self._inputs(batch))[0][-1]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from models.forecasters.base import Forecaster
+from typing import Any
+
+from models.forecasters.base import Forecaster, SequenceForecaster
 from models.panel import PanelSchema
 
-FAMILIES = ("tft", "deepar", "tcn", "mamba")
+FAMILIES = ("tft", "deepar", "tcn", "wavenet", "s4d", "mamba", "mamba2", "hybrid")
 
 
-def build_forecaster(family: str, schema: PanelSchema, config) -> Forecaster:  # type: ignore[no-untyped-def]
+def build_forecaster(family: str, schema: PanelSchema, config: Any) -> Forecaster:
     """Return an untrained forecaster of ``family`` for panels of ``schema``.
 
     ``config`` is the family's configuration from ``models.forecasters.config``. Raises ValueError for a family that
@@ -22,16 +24,38 @@ def build_forecaster(family: str, schema: PanelSchema, config) -> Forecaster:  #
         from models.forecasters.deepar import DeepAR
 
         return DeepAR(schema, config)
-    from models.forecasters.base import SequenceForecaster
+    if family == "wavenet":
+        from models.forecasters.wavenet import WaveNet, WaveNetBackbone
+        from models.heads import build_head
 
+        wavenet = WaveNetBackbone(config.width, config.levels, config.stacks, config.kernel_size, config.dropout)
+        options = {"bins": config.bins} if config.head == "categorical" else {}
+        return WaveNet(schema, config.width, wavenet, build_head(config.head, config.width, **options), config.paths)
+    if family not in FAMILIES:
+        raise ValueError(f"'{family}' is not a family; there are {', '.join(FAMILIES)}")
+    return SequenceForecaster(schema, config.width, build_backbone(family, config), config.head)
+
+
+def build_backbone(family: str, config: Any):  # type: ignore[no-untyped-def]
+    """Return the causal backbone ``(B, T, width) -> (B, T, width)`` of a direct family."""
     if family == "tcn":
         from models.forecasters.tcn import TCNBackbone
 
-        tcn = TCNBackbone(config.width, config.levels, config.kernel_size, config.dropout)
-        return SequenceForecaster(schema, config.width, tcn)
+        return TCNBackbone(config.width, config.levels, config.kernel_size, config.dropout)
+    if family == "s4d":
+        from models.forecasters.s4d import S4DBackbone
+
+        spectrum = (config.initialisation, config.discretisation)
+        return S4DBackbone(config.width, config.layers, config.state_size, *spectrum, config.dropout)
+    sizes = (config.width, config.layers, config.state_size, config.conv_size, config.expand)
     if family == "mamba":
         from models.forecasters.mamba import MambaBackbone
 
-        mamba = MambaBackbone(config.width, config.layers, config.state_size, config.conv_size, config.expand, config.dropout)
-        return SequenceForecaster(schema, config.width, mamba)
-    raise ValueError(f"'{family}' is not a family; there are {', '.join(FAMILIES)}")
+        return MambaBackbone(*sizes, config.dropout)
+    if family == "mamba2":
+        from models.forecasters.mamba2 import Mamba2Backbone
+
+        return Mamba2Backbone(*sizes, config.heads, config.dropout)
+    from models.forecasters.hybrid import HybridBackbone
+
+    return HybridBackbone(*sizes, config.heads, config.dropout, config.window)

@@ -1,74 +1,44 @@
-"""Temporal Fusion Transformer (Lim et al., 2021): pytorch-forecasting's network behind our interface."""
+"""Temporal Fusion Transformer (Lim et al., 2021): quantiles, and what they were read from."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.forecasters.base import Forecaster, Prediction, unscale
+from models.forecasters.base import Forecaster, Prediction, align_right, unscale
 from models.forecasters.config import TFTConfig
+from models.forecasters.tft_network import TFTNetwork
 from models.panel import Batch, PanelSchema
 from models.predictive import LEVELS
 
-
-class Identity(nn.Module):
-    """Leaves predictions in the window's own scale, in which the networks learn."""
-
-    def forward(self, data: dict[str, Tensor]) -> Tensor:
-        return data["prediction"]
-
-
-def embedding_sizes(schema: PanelSchema) -> dict[str, tuple[int, int]]:
-    """Name -> (categories, width) as pytorch-forecasting's embeddings want it."""
-    return {name: (count, min(8, (count + 3) // 2)) for name, count in schema.all_categories}
+__all__ = ["TFT"]
 
 
 class TFT(Forecaster):
-    """Quantiles from pytorch-forecasting's ``TemporalFusionTransformer``, fed by our loader."""
+    """Quantiles at `LEVELS` from `TFTNetwork`.
+
+    Attributes
+    ----------
+    variables : dict of str to tuple of str
+        Names of the ``static``, ``encoder`` and ``decoder`` variables, in the order of the weights of `interpret`.
+    """
 
     def __init__(self, schema: PanelSchema, config: TFTConfig) -> None:
-        from pytorch_forecasting import TemporalFusionTransformer
-        from pytorch_forecasting.metrics import QuantileLoss
-
         super().__init__()
-        known = [schema.reals[index] for index in schema.future_reals]
-        categories = [name for name, _ in schema.categories]
-        self.network = TemporalFusionTransformer(
-            hidden_size=config.hidden_size,
-            lstm_layers=config.lstm_layers,
-            dropout=config.dropout,
-            attention_head_size=config.attention_heads,
-            hidden_continuous_size=config.hidden_continuous_size,
-            output_size=len(LEVELS),
-            loss=QuantileLoss(list(LEVELS)),
-            max_encoder_length=schema.context,
-            static_categoricals=[name for name, _ in schema.static],
-            time_varying_categoricals_encoder=categories,
-            time_varying_categoricals_decoder=categories,
-            time_varying_reals_encoder=list(schema.reals),
-            time_varying_reals_decoder=known,
-            x_reals=list(schema.reals),
-            x_categoricals=[name for name, _ in schema.all_categories],
-            embedding_sizes=embedding_sizes(schema),
-            logging_metrics=nn.ModuleList(),
-            output_transformer=Identity(),
-        )
-        self._encoded: Tensor | None = None
-        self.network.post_lstm_add_norm_encoder.register_forward_hook(self._keep_encoded)
-
-    def _keep_encoded(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        """Keep the output of the shared normalisation's first call, which is the encoder's; the second is the decoder's."""
-        if self._encoded is None:
-            self._encoded = output
+        self.network = TFTNetwork(schema, config, len(LEVELS))
+        self.context = schema.context
+        categories = tuple(name for name, _ in schema.categories)
+        self.variables: dict[str, tuple[str, ...]] = {
+            "static": tuple(name for name, _ in schema.static),
+            "encoder": (*categories, *schema.reals),
+            "decoder": (*categories, *(schema.reals[index] for index in schema.future_reals)),
+        }
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Quantiles in the window's own scale ``(B, H, Q)`` and features ``(B, hidden)`` at the last known step."""
-        self._encoded = None
-        quantiles = self.network(batch)["prediction"]
-        encoded, self._encoded = self._encoded, None
-        assert encoded is not None
-        rows = torch.arange(len(encoded), device=encoded.device)
-        return quantiles, encoded[rows, batch["encoder_lengths"] - 1]
+        output = self.network(batch)
+        rows = torch.arange(len(output.encoded), device=output.encoded.device)
+        return output.prediction, output.encoded[rows, batch["encoder_lengths"] - 1]
 
     def loss(self, batch: Batch) -> Tensor:
         return self.quantile_loss(self(batch)[0], batch)
@@ -76,3 +46,32 @@ class TFT(Forecaster):
     def predict(self, batch: Batch) -> Prediction:
         quantiles, features = self(batch)
         return Prediction(unscale(quantiles.sort(dim=-1).values, batch), features)
+
+    @torch.no_grad()
+    def interpret(self, batch: Batch) -> dict[str, Tensor]:
+        """What each forecast was read from (Lim et al., 2021, section 7).
+
+        Returns
+        -------
+        dict
+            ``static``, ``encoder`` and ``decoder``: selection weights ``(B, V)`` of the variables named in `variables`,
+            averaged over the steps of the window's history or horizon; each row adds to one, if there are variables.
+            ``attention`` ``(B, H, context)``: what step h of the forecast reads of the history, averaged over heads; the
+            last column is the newest step, so that column j is lag context - j + h for h counted from 0, and steps
+            before a series began have weight 0. ``horizon_attention`` ``(B, H, H)``: what it reads of earlier steps of
+            the horizon, not its own nor later ones. The rows of both together add to one.
+        """
+        output = self.network(batch)
+        lengths = batch["encoder_lengths"]
+        steps = output.encoder_weights.shape[1]
+        inside = torch.arange(steps, device=lengths.device)[None] < lengths[:, None]
+        encoder = (output.encoder_weights * inside[..., None]).sum(1) / lengths[:, None]
+        attention = output.attention.mean(dim=2)
+        history = align_right(attention[..., :steps].transpose(1, 2), lengths, self.context).transpose(1, 2)
+        return {
+            "static": output.static_weights,
+            "encoder": encoder,
+            "decoder": output.decoder_weights.mean(1),
+            "attention": history,
+            "horizon_attention": attention[..., steps:],
+        }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
@@ -53,6 +55,26 @@ class CausalConv1d(nn.Module):
         """Map (batch, in_channels, time) to (batch, out_channels, time)."""
         output: Tensor = self.convolution(functional.pad(x, (self.padding, 0)))
         return output
+
+    def extend(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Go on from the last (kernel_size - 1) dilation inputs, `past` (batch, in_channels, (kernel_size - 1) dilation).
+
+        Returns the outputs (batch, out_channels, time) for x (batch, in_channels, time) and the past that follows. A past
+        of zeros is the start of a series: then the outputs are those of `forward`.
+        """
+        window = torch.cat([past, x], dim=2)
+        return self.convolution(window), window[:, :, window.shape[2] - self.padding :]
+
+    def step(self, x_t: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """`extend` by one step as a matrix product, (batch, in_channels) -> (batch, out_channels)."""
+        window = torch.cat([past, x_t[:, :, None]], dim=2)
+        convolution = cast(nn.Conv1d, self.convolution)
+        taps, weight, bias = window[:, :, :: convolution.dilation[0]], convolution.weight, convolution.bias
+        if convolution.groups == 1:
+            return functional.linear(taps.flatten(1), weight.flatten(1), bias), window[:, :, 1:]
+        taps = taps.reshape(len(taps), convolution.groups, -1)
+        output = torch.einsum("bgi,goi->bgo", taps, weight.view(convolution.groups, -1, taps.shape[2])).flatten(1)
+        return output if bias is None else output + bias, window[:, :, 1:]
 
 
 def receptive_field(kernel_size: int, dilations: Sequence[int], convolutions_per_block: int = 2) -> int:

@@ -13,6 +13,9 @@ one state a chunk instead of one a step, and recomputes a chunk's states when ba
 
 from __future__ import annotations
 
+import functools
+import importlib
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -21,13 +24,50 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["CHUNK", "selective_scan", "selective_scan_reference"]
+__all__ = [
+    "CHUNK",
+    "resolve_backend",
+    "selective_scan",
+    "selective_scan_from",
+    "selective_scan_reference",
+    "selective_scan_step",
+]
+
+logger = logging.getLogger("weatherglass")
 
 CHUNK = 16
 """Steps between two kept states: memory for states falls by this factor, at the price of one recomputation."""
 
 LOG2_E = 1.0 / math.log(2.0)
 """exp(x) = exp2(x log2(e)); torch's exp2 takes a third of the time of its exp on a CPU without fast vector maths."""
+
+
+@functools.cache
+def _cuda_kernel() -> Callable[..., Tensor] | None:
+    """mamba-ssm's Mamba-1 scan, or None without its compiled kernel, which a default install of the package lacks."""
+    try:
+        interface = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
+    except (ImportError, OSError):
+        return None
+    if getattr(interface, "selective_scan_cuda", None) is None:
+        return None
+    kernel: Callable[..., Tensor] = interface.selective_scan_fn
+    return kernel
+
+
+@functools.cache
+def _backend(is_cuda: bool) -> str:
+    name = "mamba_ssm" if is_cuda and _cuda_kernel() is not None else "torch"
+    logger.info("selective scan on %s tensors: %s", "CUDA" if is_cuda else "CPU", name)
+    return name
+
+
+def resolve_backend(x: Tensor) -> str:
+    """Which scan runs on tensors where `x` is: "mamba_ssm" (its CUDA kernel, where built) or "torch" (this file).
+
+    Chosen, and logged to "weatherglass", once for each kind of device in a process.
+    """
+    return _backend(x.is_cuda)
 
 
 def selective_scan_reference(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
@@ -69,6 +109,8 @@ def selective_scan_reference(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: 
 def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, chunk: int = CHUNK) -> Tensor:
     """Selective scan with chunked recomputation; same arguments and result as `selective_scan_reference`.
 
+    Single-precision CUDA tensors go to mamba-ssm's kernel where it is there (`resolve_backend`).
+
     Parameters
     ----------
     u, delta, A, B, C, D : Tensor
@@ -95,8 +137,59 @@ def selective_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     with torch.autocast(u.device.type, enabled=False):
         u, delta, B, C, D = (x.to(A.dtype) for x in (u, delta, B, C, D))
-        apply: Callable[..., Tensor] = _SelectiveScan.apply
-        return apply(u, delta, A, B, C, D, chunk)
+        if A.dtype == torch.float32 and resolve_backend(u) == "mamba_ssm":
+            kernel = _cuda_kernel()
+            assert kernel is not None
+            u, delta, B, C = (x.transpose(1, 2).contiguous() for x in (u, delta, B, C))
+            return kernel(u, delta, A, B, C, D).transpose(1, 2)
+        apply: Callable[..., tuple[Tensor, Tensor]] = _SelectiveScan.apply
+        return apply(u, delta, A, B, C, D, None, chunk)[0]
+
+
+def selective_scan_from(
+    state: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor]:
+    """Selective scan that goes on from h[-1] = `state` (batch, channel, state) and also returns the last state.
+
+    Parameters
+    ----------
+    state : Tensor (batch, channel, state)
+        Where the piece before this one ended; it is not written to.
+    u, delta, A, B, C, D, chunk
+        As in `selective_scan`.
+
+    Returns
+    -------
+    tuple of Tensor (batch, time, channel) and Tensor (batch, channel, state)
+        Output and state after the last step, once differentiable in all seven tensors.
+
+    Raises
+    ------
+    ValueError
+        As `selective_scan`, and for a state that does not fit.
+    """
+    _check(u, delta, A, B, C, D)
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    if state.shape != (u.shape[0], *A.shape):
+        raise ValueError(f"state must be {(u.shape[0], *A.shape)}, got {tuple(state.shape)}")
+    with torch.autocast(u.device.type, enabled=False):
+        u, delta, B, C, D, state = (x.to(A.dtype) for x in (u, delta, B, C, D, state))
+        apply: Callable[..., tuple[Tensor, Tensor]] = _SelectiveScan.apply
+        output, last = apply(u, delta, A, B, C, D, state.transpose(1, 2), chunk)
+        return output, last.transpose(1, 2)
+
+
+def selective_scan_step(
+    state: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One step of the recurrence: `u`, `delta` (batch, channel), `B`, `C` (batch, state), `state` as above.
+
+    Returns the output (batch, channel) and the new state (batch, channel, state); `state` is not written to.
+    """
+    increment = (delta * u)[:, :, None] * B[:, None, :]
+    state = torch.addcmul(increment, torch.exp(delta[:, :, None] * A), state)
+    return torch.matmul(state, C[:, :, None]).squeeze(-1) + D * u, state
 
 
 def _check(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> None:
@@ -155,7 +248,17 @@ class _SelectiveScan(torch.autograd.Function):
     """Autograd pair of `selective_scan`; everything inside is time-major with the channel innermost."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        initial: Tensor | None,
+        chunk: int,
+    ) -> tuple[Tensor, Tensor]:
         u, delta, B, C = (x.transpose(0, 1).contiguous() for x in (u, delta, B, C))
         A = A.t().contiguous()
         binary = A * LOG2_E
@@ -167,7 +270,7 @@ class _SelectiveScan(torch.autograd.Function):
         decay = u.new_empty(longest, batch, state, channel)
         states = u.new_empty(longest + 1, batch, state, channel)
         output = D * u
-        last = torch.zeros_like(states[0])
+        last = torch.zeros_like(states[0]) if initial is None else initial
         for index, start in enumerate(starts):
             steps = min(chunk, time - start)
             piece = slice(start, start + steps)
@@ -178,11 +281,11 @@ class _SelectiveScan(torch.autograd.Function):
             last = states[steps]
         ctx.save_for_backward(u, delta, A, B, C, D, kept)
         ctx.chunk = chunk
-        return output.transpose(0, 1)
+        return output.transpose(0, 1), last.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
         """Reverse recurrence g[t] = C[t] dy[t] + exp(delta[t+1] A) g[t+1], where g is the gradient of the state."""
         u, delta, A, B, C, D, kept = ctx.saved_tensors
         chunk: int = ctx.chunk
@@ -196,7 +299,7 @@ class _SelectiveScan(torch.autograd.Function):
         decays = u.new_empty(longest, batch, state, channel)
         grads = u.new_empty(longest, batch, state, channel)
         buffer = u.new_empty(longest + 1, batch, state, channel)
-        carry = u.new_zeros(batch, state, channel)
+        carry = grad_last.clone(memory_format=torch.contiguous_format)
         for index in reversed(range(kept.shape[0])):
             start = index * chunk
             steps = min(chunk, time - start)
@@ -229,5 +332,6 @@ class _SelectiveScan(torch.autograd.Function):
             d_B.transpose(0, 1),
             d_C.transpose(0, 1),
             d_D,
+            carry if ctx.needs_input_grad[6] else None,
             None,
         )

@@ -1,0 +1,1 @@
+"""Producing a forecast step by step: streaming states, sampled paths."""

@@ -1,0 +1,341 @@
+"""WaveNet: gated dilated causal convolutions, run direct as a backbone or sampled one step after the other."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.decoding.streaming import State, StateSpec, check_state, zero_state
+from models.forecasters.base import CategoryEmbedding, Forecaster, Prediction, align_right
+from models.forecasters.deepar import sample_quantiles
+from models.heads import CategoricalHead, Head
+from models.layers.causal_conv import CausalConv1d, receptive_field
+from models.panel import Batch, PanelSchema
+
+__all__ = ["WaveNet", "WaveNetBackbone", "WaveNetBlock"]
+
+ROWS_AT_A_TIME = 2048
+"""Paths that are sampled together: enough to fill the processor's vectors, few enough to stay in its cache."""
+
+
+class WaveNetBlock(nn.Module):
+    """Gated unit z = tanh(W_f * x) sigmoid(W_g * x) with a residual x + W_r z and a skip W_s z.
+
+    Parameters
+    ----------
+    width : int
+        Channels of input, residual and skip.
+    kernel_size, dilation : int
+        Of the causal convolution.
+    dropout : float
+        Probability of dropping a whole channel of z, in [0, 1).
+    last : bool
+        Leaves the residual path out, which nothing would read.
+
+    van den Oord et al., "WaveNet: A Generative Model for Raw Audio" (2016), equation 2 and figure 4.
+    """
+
+    def __init__(self, width: int, kernel_size: int, dilation: int, dropout: float, last: bool = False) -> None:
+        super().__init__()
+        self.convolution = CausalConv1d(width, 2 * width, kernel_size, dilation)
+        self.dropout = nn.Dropout1d(dropout)
+        self.mix = nn.Conv1d(width, width if last else 2 * width, 1)
+        self.width, self.last = width, last
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map (batch, width, time) to the next block's input and the skip, both (batch, width, time)."""
+        return self._gate(x, self.convolution(x))
+
+    def extend(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`forward` after the last inputs `past` (batch, width, (kernel_size - 1) dilation), and the past that follows."""
+        gates, past = self.convolution.extend(x, past)
+        return *self._gate(x, gates), past
+
+    def step(self, x_t: Tensor, past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`extend` by one step, (batch, width) -> (batch, width)."""
+        gates, past = self.convolution.step(x_t, past)
+        x_t, skip = self._gate(x_t[:, :, None], gates[:, :, None])
+        return x_t[:, :, 0], skip[:, :, 0], past
+
+    def _gate(self, x: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
+        filtered, gate = gates.chunk(2, dim=1)
+        mixed = self.mix(self.dropout(torch.tanh(filtered) * torch.sigmoid(gate)))
+        return (x if self.last else x + mixed[:, : self.width]), mixed[:, -self.width :]
+
+
+class WaveNetBackbone(nn.Module):
+    """Stacks of gated blocks whose dilation doubles from 1 within a stack; their skips, summed, are the output.
+
+    Parameters
+    ----------
+    width : int
+        Channels throughout.
+    levels, stacks : int
+        Blocks in a stack, with dilations 1, 2, ..., 2**(levels - 1), and stacks.
+    kernel_size : int
+        Taps of every convolution, at least 2 for any memory.
+    dropout : float
+        Probability of dropping a whole channel of a gated unit, in [0, 1).
+
+    Attributes
+    ----------
+    receptive_field : int
+        Steps of input seen by one output: 1 + stacks (kernel_size - 1) (2**levels - 1).
+
+    Raises
+    ------
+    ValueError
+        If `width`, `levels` or `stacks` is below 1 or `kernel_size` below 2.
+
+    van den Oord et al. (2016), sections 2.1, 2.3 and 2.4.
+    """
+
+    def __init__(self, width: int, levels: int, stacks: int, kernel_size: int, dropout: float) -> None:
+        super().__init__()
+        if min(width, levels, stacks) < 1 or kernel_size < 2:
+            raise ValueError(
+                "width, levels and stacks must be at least 1 and kernel_size at least 2, "
+                f"got {width}, {levels}, {stacks}, {kernel_size}"
+            )
+        dilations = [2**level for level in range(levels)] * stacks
+        self.receptive_field = receptive_field(kernel_size, dilations, convolutions_per_block=1)
+        self.blocks = nn.ModuleList(
+            WaveNetBlock(width, kernel_size, dilation, dropout, last=index == len(dilations) - 1)
+            for index, dilation in enumerate(dilations)
+        )
+        self.output = nn.Linear(width, width)
+        self._specs = [
+            StateSpec(f"blocks.{index}", (width, (kernel_size - 1) * dilation)) for index, dilation in enumerate(dilations)
+        ]
+        for module in self.modules():  # torch's own start shrinks a signal at each block, and training stalls on it
+            if isinstance(module, nn.Conv1d):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(cast(Tensor, module.bias))
+        nn.init.kaiming_normal_(self.output.weight, nonlinearity="relu")
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, time, width) to (batch, time, width); output t sees inputs t - receptive_field + 1 to t."""
+        x, skips = x.transpose(1, 2), []
+        for block in self.blocks:
+            x, skip = block(x)
+            skips.append(skip)
+        return self.finish(sum(skips[1:], skips[0]).transpose(1, 2))
+
+    def finish(self, skips: Tensor) -> Tensor:
+        """Output (..., width) from the sum of the blocks' skips (..., width)."""
+        return functional.relu(self.output(functional.relu(skips)))
+
+    def initial_state(self, batch: int, device: torch.device | str, dtype: torch.dtype) -> State:
+        """State before the first step: the last inputs of every block, (batch, width, (kernel_size - 1) dilation)."""
+        return zero_state(self._specs, batch, device, dtype)
+
+    def extend(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Go on with (batch, time, width) from `state` in one pass: outputs of the same shape and the state that follows.
+
+        Equal to the whole pass in evaluation mode; in training mode every call draws its own dropout. Raises ValueError
+        for a state of the wrong shape.
+        """
+        check_state(state, self._specs, x.shape[0])
+        x, skips, after = x.transpose(1, 2), [], []
+        for block, past in zip(self.blocks, state, strict=True):
+            x, skip, past = cast(WaveNetBlock, block).extend(x, past)
+            skips.append(skip)
+            after.append(past)
+        return self.finish(sum(skips[1:], skips[0]).transpose(1, 2)), tuple(after)
+
+    def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
+        """`extend` by one step, (batch, width) -> (batch, width); its cost does not grow with what came before."""
+        check_state(state, self._specs, x_t.shape[0])
+        skips, after = torch.zeros_like(x_t), []
+        for block, past in zip(self.blocks, state, strict=True):
+            x_t, skip, past = cast(WaveNetBlock, block).step(x_t, past)
+            skips = skips + skip
+            after.append(past)
+        return self.finish(skips), tuple(after)
+
+
+class PathCache:
+    """Steps of many paths that leave a shared history, each step O(blocks) whatever the dilations.
+
+    What a convolution reads from before the cutoff is the same for all paths of a window: it is computed once for a window
+    and a step, not once for a path. What it reads after the cutoff is an earlier input of the same block, kept as it is, so
+    nothing is shifted or copied. In evaluation mode equal to `WaveNetBackbone.step` on a forked state; with dropout on,
+    every path keeps one mask of its own.
+
+    Parameters
+    ----------
+    backbone : WaveNetBackbone
+    state : State
+        After the shared history, of B windows.
+    paths, steps : int
+        Paths of a window, and how often `step` may be called.
+    """
+
+    def __init__(self, backbone: WaveNetBackbone, state: State, paths: int, steps: int) -> None:
+        self.backbone, self.paths, self.now = backbone, paths, 0
+        self.blocks = [_BlockCache(cast(WaveNetBlock, block), past, paths, steps)
+                       for block, past in zip(backbone.blocks, state, strict=True)]  # fmt: skip
+
+    def step(self, x_t: Tensor) -> Tensor:
+        """Next output (B * paths, width) from the next input (B * paths, width), the paths of a window together."""
+        x, skips = x_t, torch.zeros_like(x_t)
+        for block in self.blocks:
+            mixed = block.step(x, self.now)
+            skips += mixed[:, -block.width :]
+            if not block.last:
+                x = x + mixed[:, : block.width]
+        self.now += 1
+        return self.backbone.finish(skips)
+
+
+class _BlockCache:
+    """One block's weights as matrices, what it reads of the shared history, and its inputs since."""
+
+    def __init__(self, block: WaveNetBlock, past: Tensor, paths: int, steps: int) -> None:
+        convolution = cast(nn.Conv1d, block.convolution.convolution)
+        taps, dilation = convolution.weight.shape[2], convolution.dilation[0]
+        self.width, self.last, self.paths = block.width, block.last, paths
+        self.lags = [(taps - 1 - tap) * dilation for tap in range(taps - 1)]
+        # tanh(a) = 2 sigmoid(2 a) - 1, and torch's sigmoid is several times quicker: double the filter's half
+        double = torch.ones_like(convolution.weight[:, 0, 0])
+        double[: self.width] = 2.0
+        self.weights = [(weight.t() * double).contiguous() for weight in convolution.weight.unbind(2)]
+        self.bias = cast(Tensor, convolution.bias) * double
+        self.mix, self.mix_bias = block.mix.weight[..., 0].t().contiguous(), cast(Tensor, block.mix.bias)
+        self.inputs: deque[Tensor] = deque(maxlen=past.shape[2])
+        self.kept = min(self.lags) < steps  # longer dilations never read beyond the cutoff's own history
+        self.shared = []
+        for lag, weight in zip(self.lags, self.weights, strict=False):
+            start = past.shape[2] - lag
+            self.shared.append(past[:, :, start : start + min(lag, steps)].transpose(1, 2) @ weight)
+        self.mask = None
+        if block.dropout.training and block.dropout.p > 0.0:
+            self.mask = functional.dropout(past.new_ones(past.shape[0] * paths, self.width), block.dropout.p)
+
+    def step(self, x: Tensor, now: int) -> Tensor:
+        """Residual and skip (R, 2 width), or the skip alone, from inputs (R, width) at step `now` after the cutoff."""
+        gates = torch.addmm(self.bias, x, self.weights[-1])
+        for lag, weight, shared in zip(self.lags, self.weights, self.shared, strict=False):
+            if now < lag:
+                gates.view(-1, self.paths, gates.shape[1]).add_(shared[:, now, None])
+            else:
+                gates.addmm_(self.inputs[-lag], weight)
+        if self.kept:
+            self.inputs.append(x)
+        filtered, gate = gates.sigmoid_().chunk(2, dim=1)
+        z = torch.lerp(-gate, gate, filtered)  # (2 filtered - 1) gate
+        return torch.addmm(self.mix_bias, z if self.mask is None else z * self.mask, self.mix)
+
+
+class WaveNet(Forecaster):
+    """Autoregressive WaveNet with any head: each step reads the target one step earlier and what is known of its own.
+
+    Learns by teacher forcing on every step of history and horizon at once, and is judged on the horizon. Forecasts by
+    ancestral sampling with cached state. The head's location is a correction of a learned average of the target's lags.
+    Past-only covariates are left out: an autoregressive network would need them over the horizon.
+
+    Parameters
+    ----------
+    schema : PanelSchema
+    width : int
+        Of `backbone` and of the hidden states that `head` reads.
+    backbone : WaveNetBackbone
+    head : Head
+        By the paper, categorical.
+    paths : int
+        Sampled for a forecast, at least 2.
+    """
+
+    def __init__(self, schema: PanelSchema, width: int, backbone: WaveNetBackbone, head: Head, paths: int) -> None:
+        super().__init__()
+        if paths < 2:
+            raise ValueError(f"paths must be at least 2, got {paths}")
+        self.context, self.paths = schema.context, paths
+        self.known = list(schema.future_reals)
+        self.embedding = CategoryEmbedding(schema.all_categories)
+        self.project = nn.Linear(2 + len(self.known) + self.embedding.width, width)
+        self.backbone = backbone
+        self.head = head
+        self.n_lags = len(schema.lags)
+        self.lag_weights = nn.Parameter(torch.zeros(self.n_lags))
+
+    def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs without the previous target (B, T + H, I), the scaled target (B, T + H) and the base (B, T + H).
+
+        The first input marks steps whose previous target is padding; the target over the horizon is teacher's.
+        """
+        lengths, context = batch["encoder_lengths"], self.context
+        cont = torch.cat([align_right(batch["encoder_cont"], lengths, context), batch["decoder_cont"]], dim=1)
+        cat = torch.cat([align_right(batch["encoder_cat"], lengths, context), batch["decoder_cat"]], dim=1)
+        step = torch.arange(cont.shape[1], device=cont.device)
+        padding = (step[None] <= (context - lengths)[:, None])[..., None].to(cont.dtype)
+        inputs = torch.cat([padding, cont[..., self.known], self.embedding(cat).to(cont.dtype)], dim=-1)
+        lags = cont[..., cont.shape[-1] - self.n_lags :]
+        return inputs, cont[..., 0], (lags * self.lag_weights.softmax(0)).sum(-1)
+
+    def _teacher_forced(self, inputs: Tensor, target: Tensor) -> Tensor:
+        """Backbone inputs (B, S, width) from inputs (B, S, I) and the target one step earlier, zero before the first."""
+        previous = functional.pad(target[:, :-1], (1, 0))
+        return self.project(torch.cat([previous[..., None], inputs], dim=-1))
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean of the head's loss: over the whole window in training, over the horizon in evaluation."""
+        inputs, target, base = self._inputs(batch)
+        parameters = self.head(self.backbone(self._teacher_forced(inputs, target)), base)
+        loc, scale = batch["target_scale"].unbind(1)
+        first = 0 if self.training else self.context
+        lengths = batch["encoder_lengths"]
+        history = align_right(batch["encoder_target"][..., None], lengths, self.context)[..., 0]
+        truth = torch.cat([history, batch["decoder_target"]], dim=1)[:, first:]
+        losses = self.head.loss(parameters[:, first:], truth, loc, scale)
+        real = torch.arange(first, target.shape[1], device=target.device) >= (self.context - lengths)[:, None]
+        return torch.where(real, losses, 0.0).sum() / real.sum()
+
+    @torch.no_grad()
+    def fit_bins(self, batch: Batch) -> None:
+        """Place a categorical head's quantile bins by the horizon's scaled targets less their base; others stay."""
+        if isinstance(self.head, CategoricalHead):
+            _, target, base = self._inputs(batch)
+            self.head.fit((target - base)[:, self.context :])
+
+    @torch.no_grad()
+    def sample_paths(self, batch: Batch, paths: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Joint sample paths (B, paths, H) in the target's units, and features (B, width) at the last known step.
+
+        History is read once; then all paths of some windows advance together, one step at a time.
+        """
+        inputs, target, base = self._inputs(batch)
+        rows, length, _ = inputs.shape
+        known = self._teacher_forced(inputs[:, : self.context], target[:, : self.context])
+        state = self.backbone.initial_state(rows, known.device, known.dtype)
+        hidden, state = self.backbone.extend(known, state)
+        weight, bias = self.project.weight, self.project.bias
+        future = functional.linear(inputs[:, self.context :], weight[:, 1:], bias)
+        drawn = []
+        for piece in torch.arange(rows, device=inputs.device).split(max(1, ROWS_AT_A_TIME // paths)):
+            loc, scale = (part.repeat_interleave(paths) for part in batch["target_scale"][piece].unbind(1))
+            previous = target[piece, self.context - 1].repeat_interleave(paths)
+            cache = PathCache(self.backbone, tuple(part[piece] for part in state), paths, length - self.context)
+            steps = []
+            for step in range(length - self.context):
+                x_t = future[piece, step].repeat_interleave(paths, 0).addcmul(previous[:, None], weight[:, 0])
+                guess = base[piece, self.context + step].repeat_interleave(paths)
+                values = self.head.sample(self.head(cache.step(x_t), guess), loc, scale, generator)
+                previous = (values - loc) / scale
+                steps.append(values)
+            drawn.append(torch.stack(steps, dim=-1).view(len(piece), paths, -1))
+        return torch.cat(drawn), hidden[:, -1]
+
+    def encode(self, batch: Batch) -> Tensor:
+        inputs, target, _ = self._inputs(batch)
+        known = self._teacher_forced(inputs[:, : self.context], target[:, : self.context])
+        return self.backbone(known)[:, -1]
+
+    def predict(self, batch: Batch) -> Prediction:
+        paths, features = self.sample_paths(batch, self.paths)
+        return Prediction(sample_quantiles(paths, self.levels), features)
