@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import yaml
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two cores, and members train in processes of their own
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -37,6 +39,18 @@ SERVICE_VARIABLES = (
     "WEATHERGLASS_PARENT_RUN",
     "DVC_STAGE",
 )
+
+
+HOLD_SERVER = """
+import sys
+from pathlib import Path
+from flows import environment
+environment.configure(Path.cwd())
+from flows.server import prefect_server
+with prefect_server(Path.cwd()) as api_url:
+    print(api_url, flush=True)
+    sys.stdin.read()
+"""
 
 
 class Ended(NamedTuple):
@@ -66,7 +80,7 @@ def write_project(folder: Path) -> Path:
     tree["data"] |= DATA | {"known_future": [], "past_only": []}
     for family, values in SMALL.items():
         tree["forecasters"][family] |= values
-    tree["train"] |= {"members": 2, "batches_per_epoch": 4}
+    tree["train"] |= {"members": 2, "batches_per_epoch": 4, "patience": 100}
     tree["baselines"]["max_history"] = 120
     tree["projection"] |= {"points": 60, "neighbors": 5, "perplexity": 5.0}
     (folder / "data/raw").mkdir(parents=True)
@@ -152,6 +166,28 @@ def evaluated_project(trained_project: Path, tmp_path_factory: pytest.TempPathFa
     for work in (make_ensemble, calibrate, run_baselines, evaluate):
         work(params, root)
     return root
+
+
+@pytest.fixture(scope="session")
+def pipeline_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the whole pipeline is run: the tiny project with two families."""
+    root = write_project(tmp_path_factory.mktemp("pipeline") / "project")
+    change_params(root, {"families": ["tft", "tcn"]})
+    return root
+
+
+@pytest.fixture(scope="session")
+def prefect_api(pipeline_root: Path, environment: dict[str, str]) -> Iterator[str]:
+    """Address of the embedded server of ``pipeline_root``, held by a process of its own until the last test is done."""
+    from flows.server import stop_server
+
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    holder = subprocess.Popen([sys.executable, "-c", HOLD_SERVER], cwd=pipeline_root, env=environment, **pipes)
+    assert holder.stdout is not None
+    yield holder.stdout.readline().strip()
+    holder.kill()
+    holder.wait()
+    stop_server(pipeline_root)
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,7 @@ class DeepARNetwork(nn.Module):
         self.hidden_size = hidden
 
     def inputs(self, reals: Tensor, codes: Tensor, previous: Tensor) -> Tensor:
-        """Inputs ``(B, T, W)``: ``previous`` ``(B, T)``, ``reals`` ``(B, T, R)`` but the first, embedded ``codes`` ``(B, T, C)``.
+        """Inputs ``(B, T, W)``: ``previous`` ``(B, T)``, ``reals`` ``(B, T, R)`` less the first, codes ``(B, T, C)`` embedded.
 
         ``previous`` is the target one step before each step.
         """
@@ -146,7 +146,7 @@ class DeepARNetwork(nn.Module):
         matrix, bias = cells[0]
         known = (inputs[..., 1:] @ matrix[:, 1:-width].t() + bias[:, 0]).permute(1, 2, 0)  # (H, 4 hidden, B)
         cells[0] = torch.cat([matrix[:, :1], matrix[:, -width:]], dim=1), bias
-        masks = [drop.factors((width, count * paths), inputs) for drop in self.between]
+        masks = [drop.factors((width, count * paths), inputs) for drop in self.between if isinstance(drop, Dropout)]
         carried = torch.cat([inputs[:, 0, :1].t(), *state[0].transpose(1, 2)])
         memory = state[1].transpose(1, 2).contiguous()
         if any(mask is not None for mask in masks):  # else all paths are one until the first draw
@@ -156,8 +156,9 @@ class DeepARNetwork(nn.Module):
             for index, (matrix, bias) in enumerate(cells):
                 own = 1 + index * width
                 read = carried[max(own - width, 0) : own + width]
-                if index and masks[index - 1] is not None:
-                    read = torch.cat([read[:width] * masks[index - 1], read[width:]])
+                mask = masks[index - 1] if index else None
+                if mask is not None:
+                    read = torch.cat([read[:width] * mask, read[width:]])
                 gates = matrix @ read
                 if index:
                     gates += bias
@@ -181,7 +182,7 @@ class DeepARNetwork(nn.Module):
         Torch has i, f, g, o. The rows of g are doubled, so that one sigmoid serves all four.
         """
         of_inputs, of_hidden, *biases = layer.parameters()
-        into, keep, new, out = torch.cat([of_inputs, of_hidden, sum(biases)[:, None]], dim=1).chunk(4)
+        into, keep, new, out = torch.cat([of_inputs, of_hidden, (biases[0] + biases[1])[:, None]], dim=1).chunk(4)
         rows = torch.cat([into, keep, out, 2.0 * new])
         return rows[:, :-1], rows[:, -1:]
 

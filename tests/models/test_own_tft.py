@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from models.predictive import LEVELS
 MakePanel = Callable[..., Panel]
 
 CONFIG = TFTConfig(hidden_size=12, attention_heads=3, hidden_continuous_size=5, dropout=0.0)
-SCHEMAS: dict[str, dict[str, tuple]] = {
+SCHEMAS: dict[str, dict[str, Any]] = {
     "everything": {},
     "no past-only": {"past": ()},
     "no known": {"known": ()},
@@ -167,9 +168,7 @@ def test_gradients_equal_pytorch_forecastings(name: str, windows: tuple, make_pa
     for key, expected in copied.named_parameters():
         actual = own.get_parameter(key).grad
         actual = torch.zeros_like(expected) if actual is None else actual
-        torch.testing.assert_close(
-            actual, expected.detach(), rtol=1e-8, atol=1e-9 * scale, msg=lambda text, key=key: f"{key}: {text}"
-        )
+        torch.testing.assert_close(actual, expected.detach(), rtol=1e-8, atol=1e-9 * scale, msg=f"{key} differs")
 
 
 def named(network: nn.Module) -> dict[str, nn.Parameter]:
@@ -200,7 +199,7 @@ def test_begins_where_pytorch_forecastings_does(schema: PanelSchema) -> None:
     for key, pairs in draws.items():
         ours, others = (torch.stack(values) for values in zip(*pairs, strict=True))
         if others.std() == 0:
-            torch.testing.assert_close(ours, others, msg=lambda text, key=key: f"{key}: {text}")
+            torch.testing.assert_close(ours, others, msg=f"{key} differs")
         else:
             assert abs(float(ours.std() / others.std()) - 1.0) < 5.0 * ours.numel() ** -0.5, key  # two deviations
 

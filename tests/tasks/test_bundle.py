@@ -163,7 +163,7 @@ def test_input_unlike_any_other_raises_the_alarm(
 
 
 def test_counts_are_not_forecast_below_zero(bundle: Bundle, history: pd.DataFrame) -> None:
-    low = history.assign(y=history["y"] - history.groupby("unique_id")["y"].transform("min"))
+    low = history.assign(y=history["y"] - history.groupby("unique_id")["y"].transform("mean"))
     plain = bundle.forecast(with_future_rows(low, bundle.encoding))
     assert (plain["lo-95"] < 0).any()
     counted = replace(bundle, encoding=replace(bundle.encoding, minimum=0.0))

@@ -141,7 +141,9 @@ def test_coverage_of_the_test_fold_is_what_the_card_allows(evaluated_project: Pa
 
 def test_metrics_have_flat_keys_and_the_values_of_their_formulas(evaluated_project: Path) -> None:
     metrics, prepared = load_metrics(evaluated_project), load_prepared(evaluated_project)
-    common = {"wql", "crps", "wape", "mase", "ece", "pit_ks"} | {f"{a}_{b}" for a in ("coverage", "width") for b in (80, 90, 95)}
+    common = {"wql", "crps", "wape", "mase", "ece", "pit_ks"} | {
+        f"{a}_{b}" for a in ("coverage", "width") for b in (80, 90, 95)
+    }
     joint = {"joint_coverage_90", "joint_width_90"}
     trust = {"ood_auroc", "ood_fpr95", "ood_false_alarm_rate", "abstain_rate", "aurc", "aurc_oracle"}
     expected = {"ensemble": common | joint | trust, "tcn": common | joint, "mamba": common | joint, "seasonal_naive": common}

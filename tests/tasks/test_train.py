@@ -139,7 +139,7 @@ def test_a_killed_training_leaves_no_process_and_goes_on_to_the_same_bits(
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     shutil.copytree(prepared_project, whole)
-    edit_params(whole, {"families": ["tcn"], "forecasters.tcn.max_epochs": EPOCHS, "train.patience": EPOCHS})
+    edit_params(whole, {"families": ["tcn"], "forecasters.tcn.max_epochs": EPOCHS})
     shutil.copytree(whole, killed)
 
     run = start(killed, environment, tmp_path / "killed.log")

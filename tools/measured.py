@@ -1,0 +1,62 @@
+"""Write the README's table of measured figures from docs/measured/*.json.
+
+    python tools/measured.py [--run ROOT]    # --run copies metrics/test.json of a finished run first
+
+chicago.json comes from `make run`, loader.json from `python -m benchmarks.loader --json docs/measured/loader.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+HOME = Path(__file__).resolve().parent.parent
+MEASURED = HOME / "docs" / "measured"
+START, END = "<!-- measured: written by tools/measured.py -->", "<!-- end of measured -->"
+COLUMNS = ("wql", "wape", "mase", "coverage_90", "joint_coverage_90", "width_90")
+
+
+def leaderboard(metrics: dict[str, float]) -> list[str]:
+    models = sorted({key.split("/")[0] for key in metrics}, key=lambda model: metrics[f"{model}/wql"])
+    lines = ["| model | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
+    for model in models:
+        values = (metrics.get(f"{model}/{column}") for column in COLUMNS)
+        lines.append(f"| {model} | " + " | ".join("-" if value is None else f"{value:.4f}" for value in values) + " |")
+    return lines
+
+
+def table() -> str:
+    metrics = json.loads((MEASURED / "chicago.json").read_text(encoding="utf-8"))
+    loader = json.loads((MEASURED / "loader.json").read_text(encoding="utf-8"))
+    lines = [
+        "Default data, test = the last 364 days, a cutoff every 14 days, horizon 14, 20 series (`make run`):",
+        "",
+        *leaderboard(metrics),
+        "",
+        f"The gate flags {100 * metrics['ensemble/ood_false_alarm_rate']:.1f} % of clean test windows at a nominal 5 %; its "
+        f"AUROC over six kinds of perturbed windows is {metrics['ensemble/ood_auroc']:.2f}.",
+        "",
+        f"Loader against pytorch-forecasting's on {loader['rows']:,} rows (`python -m benchmarks.loader`): "
+        f"{loader['windows_per_s_ratio']:.0f} times the windows a second, built {loader['build_ratio']:.0f} times as fast "
+        f"({loader['build_ratio_with_check']:.1f} times with our validation of the data counted in).",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, help="a project folder with a finished run on the default data")
+    run = parser.parse_args().run
+    MEASURED.mkdir(parents=True, exist_ok=True)
+    if run is not None:
+        shutil.copyfile(run / "metrics/test.json", MEASURED / "chicago.json")
+    readme = HOME / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    head, rest = text.split(START)
+    readme.write_text(f"{head}{START}\n\n{table()}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
