@@ -93,7 +93,7 @@ class MemberModule(L.LightningModule):
             exempt = parameter.dim() < 2 or getattr(parameter, "_no_weight_decay", False)
             (plain if exempt else decayed).append(parameter)
         groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
         steps = config.max_epochs * train.batches_per_epoch
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=steps, pct_start=0.2)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

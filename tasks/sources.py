@@ -84,8 +84,8 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 def _read_csv(path: Path, params: Params, gzipped: bool) -> pd.DataFrame:
     try:
         with gzip.open(path, "rb") if gzipped else path.open("rb") as stream:
-            head = stream.readline(1_000_000)
-        if b"\0" in head or head[:4] == b"PK\x03\x04":
+            head, more = stream.readline(1_000_000), stream.read(1_000)
+        if b"\0" in head + more or head[:4] == b"PK\x03\x04":
             raise UserError(f"{path} is neither CSV nor Parquet; save the table as one of them.")
         line = head.decode("utf-8-sig")
         separator = max(",;\t", key=line.count)

@@ -24,6 +24,10 @@ from tasks.settings import FOLDS
 
 TRAINED = Path("artifacts/train")
 CHECKPOINTS = Path(".weatherglass/checkpoints")
+KEEP_MEMORY = {  # glibc hands freed memory back after every step, and the page faults cost as much as the arithmetic
+    "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20),
+    "MALLOC_MMAP_THRESHOLD_": str(512 * 2**20),
+}
 FEATURE_SAMPLE = 2000  # training windows whose features describe what is ordinary
 
 
@@ -85,6 +89,7 @@ def run_members(params: Params, root: Path, family: str, keep: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         specs.append(MemberSpec(root, params, family, index, folder))
     workers = min(params.train.workers or os.cpu_count() or 1, len(specs))
+    os.environ.update(KEEP_MEMORY)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tasks.member", "tasks.predict"])
     news = context.Queue()

@@ -181,8 +181,14 @@ def prefect_api(pipeline_root: Path, environment: dict[str, str]) -> Iterator[st
     """Address of the embedded server of ``pipeline_root``, held by a process of its own until the last test is done."""
     from flows.server import stop_server
 
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    holder = subprocess.Popen([sys.executable, "-c", HOLD_SERVER], cwd=pipeline_root, env=environment, **pipes)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD_SERVER],
+        cwd=pipeline_root,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert holder.stdout is not None
     yield holder.stdout.readline().strip()
     holder.kill()

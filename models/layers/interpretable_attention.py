@@ -60,15 +60,17 @@ class InterpretableAttention(nn.Module):
     def forward(self, queries: Tensor, steps: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Read ``steps`` ``(B, T, width)`` for each of ``queries`` ``(B, H, width)``.
 
-        ``mask`` is bool and broadcasts to ``(B, H, T)``, True where a step must not be read. Returns
+        ``mask`` is bool, ``(1 or B, H, T)``, True where a step must not be read. Returns
         ``(B, H, width)`` and the heads' weights ``(B, H, heads, T)``, which add to one over T.
         """
         batch, horizon, _ = queries.shape
-        query = self.query(queries).view(batch, horizon, self.heads, self.head_width).transpose(1, 2)
-        key = self.key(steps).view(batch, -1, self.heads, self.head_width).permute(0, 2, 3, 1)
-        value = self.value(steps)
-        scores = (query * self.head_width**-0.5 @ key).transpose(1, 2)
-        weights = scores.masked_fill(mask[:, :, None], MASKED).softmax(dim=-1)
-        read = (weights.flatten(1, 2) @ value).view(batch, horizon, self.heads, self.head_width)
-        result: Tensor = self.dropout(self.output(self.dropout(read).mean(dim=2)))
-        return result, weights
+        query = (self.query(queries) * self.head_width**-0.5).view(batch, horizon, self.heads, -1).transpose(1, 2)
+        key = self.key(steps).view(batch, -1, self.heads, self.head_width).transpose(1, 2)
+        penalty = torch.zeros_like(mask, dtype=steps.dtype).masked_fill_(mask, MASKED)
+        if len(mask) > 1:
+            penalty = penalty[:, None].expand(-1, self.heads, -1, -1).flatten(0, 1)
+        scores = torch.baddbmm(penalty, query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2))
+        weights = scores.view(batch, self.heads * horizon, -1).softmax(dim=-1)
+        read = (weights @ self.value(steps)).view(batch, self.heads, horizon, self.head_width)
+        result: Tensor = self.dropout(self.output(self.dropout(read).mean(dim=1)))
+        return result, weights.view(batch, self.heads, horizon, -1).transpose(1, 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_folds_have_their_lengths_and_a_gap_between_them() -> None:
     folds = lay_folds(SETTINGS, END)
     assert [fold.name for fold in folds] == ["train", *FOLDS]
     assert [fold.end - fold.start for fold in folds[1:]] == [10, 11, 15, 17, 23]
-    assert [later.start - earlier.end for earlier, later in zip(folds, folds[1:], strict=False)] == [SETTINGS.gap] * 5
+    assert [later.start - earlier.end for earlier, later in pairwise(folds)] == [SETTINGS.gap] * 5
     assert (folds[0].start, folds[-1].end) == (0, END)
     assert fold_table(folds)[-1] == {"name": "test", "start": 217, "end": 240}
 

@@ -33,7 +33,7 @@ def days(name: str, start: str, steps: int, future: int = 0) -> pd.DataFrame:
     return frame.assign(kind=f"kind of {name}")
 
 
-COLUMNS = {"known_future": ["plan"], "past_only": ["rain"], "static": ["kind"]}
+COLUMNS: dict[str, Any] = {"known_future": ["plan"], "past_only": ["rain"], "static": ["kind"]}
 
 
 @pytest.mark.parametrize(

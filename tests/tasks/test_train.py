@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +65,7 @@ def test_members_differ_by_their_seeds_and_leave_no_checkpoint(trained_project: 
 def test_the_digest_follows_what_training_depends_on_and_nothing_else(trained_project: Path, tmp_path: Path) -> None:
     params = Params.load(root=trained_project)
 
-    def digest(changes: dict[str, dict[str, object]]) -> str:
+    def digest(changes: Mapping[str, Mapping[str, object]]) -> str:
         tree = params.model_dump(mode="json")
         for block, values in changes.items():
             branch = tree
