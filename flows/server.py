@@ -34,7 +34,7 @@ import psutil
 
 from flows import environment
 from tasks.errors import UserError
-from tasks.files import read_json, write_json
+from tasks.files import locked, read_json, write_json
 
 log = logging.getLogger("weatherglass.server")
 
@@ -82,7 +82,7 @@ def prefect_server(root: Path | str, idle_seconds: float = IDLE_SECONDS) -> Iter
 def stop_server(root: Path | str) -> bool:
     """Stop the embedded server of ``root`` whoever uses it; return whether there was one."""
     folder = _folder(root)
-    with _locked(folder / "start.lock"):
+    with locked(folder / "start.lock"):
         process = _process(_record(folder))
         if process is None:
             return False
@@ -137,18 +137,10 @@ def _require_reachable(api_url: str) -> None:
 
 
 @contextmanager
-def _locked(path: Path, shared: bool = False) -> Iterator[None]:
-    """Hold an flock on ``path``; the kernel releases it when the process ends, however it ends."""
-    with open(path, "a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
 def _client(folder: Path) -> Iterator[None]:
     """Keep the server from stopping; the time stamp of the lock file says when it was last needed."""
     path = folder / "clients.lock"
-    with _locked(path, shared=True):
+    with locked(path, shared=True):
         os.utime(path)
         try:
             yield
@@ -202,7 +194,7 @@ def _find_or_start(folder: Path, idle_seconds: float) -> str:
     api_url = _live_url(folder)
     if api_url:
         return api_url
-    with _locked(folder / "start.lock"):
+    with locked(folder / "start.lock"):
         api_url = _live_url(folder)  # another process may have started it while this one waited for the lock
         if api_url:
             return api_url

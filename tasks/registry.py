@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def _log_and_register(params: Params, root: Path, folder: Path, run_id: str, dig
     import mlflow
 
     here = Path(__file__).parent
-    with mlflow.start_run(run_id=run_id):
+    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="mlflow")  # it asks for what the signature says
         logged = mlflow.pyfunc.log_model(
             name=params.registry.name,
             python_model=str(here / "served_model.py"),

@@ -18,8 +18,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.files import digest_of, read_json, write_json
-from tasks.tracking_store import TrackingError, current_client, first_line, initialise, locked, retry
+from tasks.files import digest_of, locked, read_json, write_json
+from tasks.tracking_store import TrackingError, current_client, first_line, initialise, retry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from tasks.errors import UserError
+from tasks.files import locked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -96,14 +96,6 @@ def retry(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     raise TrackingError(
         f"MLflow at {_address()} does not take the record (services.mlflow_uri in params.yaml): {first_line(problem)}"
     ) from problem
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive flock on ``path``; the kernel releases it when the process ends, however it ends."""
-    with open(path, "a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def first_line(error: Exception) -> str:
