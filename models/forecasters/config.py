@@ -93,6 +93,7 @@ class WaveNetConfig(ForecasterConfig):
     head: DirectHead = "categorical"
     bins: Annotated[int, Field(ge=4)] = 64
     paths: Annotated[int, Field(ge=2)] = 100
+    batch_size: Count = 64
 
 
 class S4DConfig(DirectConfig):

@@ -63,8 +63,14 @@ def test_plain_words_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         ("horizon: 3", "params.yaml: horizon is not a known key; did you mean data.horizon?"),
         ("zzz: 3", "params.yaml: zzz is not a known key; remove it."),
         ("data:", "params.yaml: data is null; it must be a block of keys."),
-        ("families: []", "families is []; it must be a list of one or more, each one of tft, deepar, tcn, mamba."),
-        ("families: [tft, lstm]", "families[1] is 'lstm'; it must be one of tft, deepar, tcn, mamba."),
+        (
+            "families: []",
+            "families is []; it must be a list of one or more, each one of tft, deepar, tcn, wavenet, s4d, mamba, mamba2, hybrid.",
+        ),
+        (
+            "families: [tft, lstm]",
+            "families[1] is 'lstm'; it must be one of tft, deepar, tcn, wavenet, s4d, mamba, mamba2, hybrid.",
+        ),
         ("families: [tft, tft]", "families holds 'tft' twice; name each once."),
         ("train: {id_dropout: 1}", "train.id_dropout is 1; it must be a number of 0.0 or more and less than 1.0."),
         ("features: {context: -3}", "features.context is -3; it must be a whole number of 1 or more, or null."),
