@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,7 @@ def compare(peer: Callable[[str], Any], lengths: Sequence[int], shape: Mapping[s
         )
         work()
         peer(f"seconds_{steps}")
-        taken = alternating(
-            {"ours": lambda work=work: seconds_of(work), "mambapy": lambda steps=steps: peer(f"seconds_{steps}")},  # type: ignore[misc]
-            rounds,
-        )
+        taken = alternating({"ours": partial(seconds_of, work), "mambapy": partial(peer, f"seconds_{steps}")}, rounds)
         held = {"ours": peak_bytes(work), "mambapy": peer(f"bytes_{steps}")}
         result |= {f"ms_{steps}_{side}": 1e3 * value for side, value in taken.items()}
         result |= {f"memory_{steps}_{side}": value for side, value in held.items()}

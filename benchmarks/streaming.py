@@ -68,7 +68,7 @@ def _of_deepar() -> Stream:
 def streams() -> dict[str, Stream]:
     """Every family that streams, with the default sizes and random weights."""
     torch.manual_seed(1)
-    sizes = {
+    sizes: dict[str, Any] = {
         "tcn": configs.TCNConfig(), "s4d": configs.S4DConfig(), "mamba": configs.MambaConfig(),
         "mamba2": configs.Mamba2Config(), "hybrid": configs.HybridConfig(),
     }  # fmt: skip

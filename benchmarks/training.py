@@ -17,6 +17,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,13 +163,11 @@ def measures_here(spec: Spec) -> dict[str, Callable[[], float]]:
     import pandas as pd
 
     frame = pd.read_parquet(spec["panel"])
-    measures: dict[str, Callable[[], float]] = {"weatherglass_wavenet": lambda: sample_ours(spec, frame)}
+    measures: dict[str, Callable[[], float]] = {"weatherglass_wavenet": partial(sample_ours, spec, frame)}
     for network in ("deepar", "tft", "tcn"):
-        measures[f"weatherglass_{network}"] = lambda network=network: train_ours(network, spec, frame)  # type: ignore[misc]
+        measures[f"weatherglass_{network}"] = partial(train_ours, network, spec, frame)
     for network in ("deepar", "tft"):
-        measures[f"pytorch_forecasting_{network}"] = (  # type: ignore[misc]
-            lambda network=network: train_pytorch_forecasting(network, spec, frame)
-        )
+        measures[f"pytorch_forecasting_{network}"] = partial(train_pytorch_forecasting, network, spec, frame)
     return measures
 
 
@@ -281,7 +280,7 @@ def main(arguments: list[str] | None = None) -> None:
         there = here if given.no_peers else stack.enter_context(worker_of_peers(spec, given.peers, Path(name)))
         names = contestants(dict.fromkeys(("neuralforecast", "gluonts"), not given.no_peers))
         workers = {name: here if name.startswith(HERE) else there for name in names}
-        values = alternating({name: lambda name=name: workers[name](name) for name in names}, given.rounds)  # type: ignore[misc]
+        values = alternating({name: partial(workers[name], name) for name in names}, given.rounds)
     kinds = {name: "sampling_s" if name.endswith("wavenet") else "windows_per_s" for name in names}
     result = {
         **ratios(values), **{f"{kinds[name]}_{name}": value for name, value in values.items()}, "goals": GOALS,

@@ -56,7 +56,7 @@ def test_our_side_trains_and_samples_every_network_asked_for(tmp_path: Path) -> 
 def test_the_clock_leaves_out_the_warm_up_and_counts_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step takes half a second but the first ones a minute each: two steps, hence two batches, a second."""
     now = [0.0]
-    monkeypatch.setattr(peer_training.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(peer_training.time, "process_time", lambda: now[0])
 
     def fit(options: dict[str, Any]) -> None:
         for step in range(100):

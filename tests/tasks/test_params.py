@@ -12,6 +12,7 @@ from tasks.params import Params, derive_settings
 from tasks.settings import FOLDS, cycle_of
 
 ROOT = Path(__file__).parents[2]
+NAMES = "tft, deepar, tcn, wavenet, s4d, mamba, mamba2, hybrid"
 
 
 def load(folder: Path, text: str) -> Params:
@@ -65,11 +66,11 @@ def test_plain_words_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         ("data:", "params.yaml: data is null; it must be a block of keys."),
         (
             "families: []",
-            "families is []; it must be a list of one or more, each one of tft, deepar, tcn, wavenet, s4d, mamba, mamba2, hybrid.",
+            f"families is []; it must be a list of one or more, each one of {NAMES}.",
         ),
         (
             "families: [tft, lstm]",
-            "families[1] is 'lstm'; it must be one of tft, deepar, tcn, wavenet, s4d, mamba, mamba2, hybrid.",
+            f"families[1] is 'lstm'; it must be one of {NAMES}.",
         ),
         ("families: [tft, tft]", "families holds 'tft' twice; name each once."),
         ("train: {id_dropout: 1}", "train.id_dropout is 1; it must be a number of 0.0 or more and less than 1.0."),
