@@ -3,7 +3,8 @@
     python benchmarks/peer_training.py SPEC.json
 
 Reads names of measures from stdin, one a line, takes each and answers with its value as a line of JSON, so that the
-other side can take turns with it. Knows nothing of Weatherglass.
+other side can take turns with it. Times are the process's own processor time, which with one thread is that of the clock
+on an idle machine, and does not count what others do on a busy one. Knows nothing of Weatherglass.
 """
 
 from __future__ import annotations
@@ -78,11 +79,12 @@ def neuralforecast(network: str, spec: Spec) -> float:
         "deepar": (DeepAR, {
             "loss": DistributionLoss("Normal", return_params=False),
             "lstm_n_layers": spec["deepar"]["layers"], "lstm_hidden_size": spec["deepar"]["hidden_size"],
+            "h_train": spec["horizon"] if network == "deepar" else 1,
         }),
         "tft": (TFT, {"hidden_size": spec["tft"]["hidden_size"], "n_head": spec["tft"]["attention_heads"], **quantiles}),
         "tcn": (TCN, {"dilations": [2**i for i in range(tcn["levels"]) for _ in range(2)], **of_tcn, **quantiles}),
         "tcn_shallow": (TCN, {"dilations": [2**i for i in range(tcn["levels"])], **of_tcn, **quantiles}),
-    }[network]  # fmt: skip
+    }[network.removesuffix("_one_step")]  # fmt: skip
     frame = pd.read_parquet(spec["panel"])
 
     def fit(options: dict[str, Any]) -> None:
@@ -141,24 +143,29 @@ def gluonts(network: str, spec: Spec) -> float:
     return windows_per_second(fit, spec["batch_size"], spec["seconds"])
 
 
-def gluonts_wavenet(spec: Spec) -> float:
-    """Seconds in which an untrained WaveNet of GluonTS samples all series' paths over the horizon."""
+def gluonts_wavenet(spec: Spec, defaults: bool = False) -> float:
+    """Seconds in which an untrained WaveNet of GluonTS samples all series' paths over the horizon.
+
+    With ``defaults``, of its documented sizes and not those of ``spec``.
+    """
     from gluonts.dataset.common import ListDataset
     from gluonts.torch import WaveNetEstimator
 
-    sizes, entries = spec["wavenet"], series_of(spec, known=spec["horizon"])
+    given, entries = spec["wavenet"], series_of(spec, known=spec["horizon"])
+    sizes = {} if defaults else {
+        "num_bins": given["bins"], "num_residual_channels": given["width"], "num_skip_channels": given["width"],
+        "dilation_depth": given["levels"], "num_stacks": given["stacks"], "time_features": [],
+    }  # fmt: skip
     estimator = WaveNetEstimator(
-        freq="h", prediction_length=spec["horizon"], num_bins=sizes["bins"], num_residual_channels=sizes["width"],
-        num_skip_channels=sizes["width"], dilation_depth=sizes["levels"], num_stacks=sizes["stacks"], time_features=[],
-        num_feat_dynamic_real=len(spec["known"]), num_feat_static_cat=1, cardinality=[len(entries)],
-        num_parallel_samples=sizes["paths"],
+        freq="h", prediction_length=spec["horizon"], num_feat_dynamic_real=len(spec["known"]), num_feat_static_cat=1,
+        cardinality=[len(entries)], num_parallel_samples=given["paths"], **sizes,
     )  # fmt: skip
     module = estimator.create_lightning_module().eval()
     predictor = estimator.create_predictor(estimator.create_transformation(), module)
     started = time.process_time()
     forecasts = list(predictor.predict(ListDataset(entries, freq="h")))
     taken = time.process_time() - started
-    assert len(forecasts) == len(entries) and forecasts[0].samples.shape == (sizes["paths"], spec["horizon"])
+    assert len(forecasts) == len(entries) and forecasts[0].samples.shape == (given["paths"], spec["horizon"])
     return taken
 
 
@@ -216,7 +223,8 @@ def mambapy_scan(spec: Spec, steps: int, measure: Callable[[Callable[[], None]],
 def measures_of(spec: Spec) -> dict[str, Callable[[], Any]]:
     """All that can be asked for, by name."""
     measures: dict[str, Callable[[], Any]] = {"gluonts_wavenet": partial(gluonts_wavenet, spec)}
-    for network in ("deepar", "tft", "tcn", "tcn_shallow"):
+    measures["gluonts_wavenet_defaults"] = partial(gluonts_wavenet, spec, defaults=True)
+    for network in ("deepar", "deepar_one_step", "tft", "tcn", "tcn_shallow"):
         measures[f"neuralforecast_{network}"] = partial(neuralforecast, network, spec)
     for network in ("deepar", "tft"):
         measures[f"gluonts_{network}"] = partial(gluonts, network, spec)

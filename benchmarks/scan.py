@@ -41,7 +41,7 @@ NOTES = (
 def output_and_gradients(scan: Callable[..., Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
     """Output of ``scan`` and the gradients of all ``parts``, for a loss that weighs every output differently."""
     output = scan(*parts)
-    weights = torch.linspace(-1.0, 1.0, output.numel(), dtype=output.dtype).view_as(output)
+    weights = torch.linspace(-1.0, 2.0, output.numel(), dtype=output.dtype).view_as(output)
     return [output.detach(), *torch.autograd.grad(output, list(parts), weights)]
 
 

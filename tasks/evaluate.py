@@ -14,7 +14,7 @@ from models.uncertainty import scores
 from models.uncertainty.calibration import INTERVAL_LEVELS, JOINT_LEVEL, Calibration
 from models.uncertainty.gate import Gate
 from models.uncertainty.perturb import PERTURBATIONS, perturbed_panel
-from tasks.baselines import forecast_baseline
+from tasks.baselines.run import forecast_fold, require_packages
 from tasks.calibrate import encoder_family, gate_features, load_calibration, relative_spread
 from tasks.ensemble import ENSEMBLE, pooled
 from tasks.files import atomic_dir, read_json, write_json
@@ -46,28 +46,12 @@ class Evidence:
 
 def run_baselines(params: Params, root: Path) -> Path:
     """Forecast the test fold with every baseline; writes and returns ``artifacts/baselines``."""
-    from models.predictive import LEVELS
-
+    require_packages(params.baselines.models)
     prepared = load_prepared(root)
-    windows, panel = prepared.fold("test", "evaluate"), prepared.panel
-    target = panel.rows[:, 0].numpy()
-    offsets = panel.offsets.numpy()
-    series = [target[start : start + n] for start, n in zip(offsets, panel.observed.numpy(), strict=False)]
-    cutoffs = [windows.cutoff[windows.series == index].numpy() for index in range(panel.n_series)]
-    names = [str(name) for name in prepared.ids]
     notes: dict[str, list[str]] = {}
     with atomic_dir(root / BASELINE) as folder:
         for name in params.baselines.models:
-            forecast = forecast_baseline(
-                name,
-                series,
-                cutoffs,
-                panel.schema.horizon,
-                panel.schema.season_length,
-                np.array(LEVELS),
-                params.baselines.max_history,
-                series_names=names,
-            )
+            forecast = forecast_fold(name, prepared, params.baselines)
             np.save(folder / f"{name}.npy", forecast.quantiles)
             notes[name] = forecast.notes
         write_json(folder / "notes.json", notes)

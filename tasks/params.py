@@ -27,7 +27,7 @@ from tasks.settings import FOLDS, Settings, derive_settings
 __all__ = ["Params", "Settings", "derive_settings"]
 
 Family = Literal["tft", "deepar", "tcn", "wavenet", "s4d", "mamba", "mamba2", "hybrid"]
-Baseline = Literal["seasonal_naive", "auto_ets"]
+Baseline = Literal["seasonal_naive", "auto_ets", "gradient_boosting", "prophet"]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Text = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[Text, ...], Field(strict=False)]
@@ -194,8 +194,9 @@ class Calibration(_Block):
 class Baselines(_Block):
     """Statistical forecasts to compare with."""
 
-    models: Annotated[tuple[Baseline, ...], Field(strict=False)] = ("seasonal_naive", "auto_ets")
+    models: Annotated[tuple[Baseline, ...], Field(strict=False)] = ("seasonal_naive", "auto_ets", "gradient_boosting")
     max_history: Count = 730
+    prophet_history: Count = 1460
 
 
 class Projection(_Block):

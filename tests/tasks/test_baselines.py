@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from statsforecast.models import AutoETS, SeasonalNaive
 
-from tasks.baselines import forecast_baseline
+from tasks.baselines.statistical import forecast_baseline
 from tasks.errors import UserError
 
 LEVELS = np.array([0.05, 0.1, 0.5, 0.9, 0.95])
@@ -103,7 +103,7 @@ def test_a_gap_is_read_from_the_season_before() -> None:
 
 def test_mistakes_are_told_in_one_sentence() -> None:
     y = weekly(30, 8)
-    with pytest.raises(UserError, match=r"baselines\.models.*'prophet'.*seasonal_naive, auto_ets"):
+    with pytest.raises(ValueError, match="statistical baselines are seasonal_naive, auto_ets, not 'prophet'"):
         forecast_baseline("prophet", [y], [np.array([20])], 4, SEASON, LEVELS)
     with pytest.raises(UserError, match="series shop has no value before its cutoff at row 0"):
         forecast_baseline("seasonal_naive", [y], [np.array([0])], 4, SEASON, LEVELS, series_names=["shop"])

@@ -1,6 +1,6 @@
-"""Statistical baselines: what a forecaster has to beat, by the ``statsforecast`` package and its formulas.
+"""Statistical baselines, a series at a time, by the ``statsforecast`` package and its formulas.
 
-Every baseline is Normal at each step: quantile ``mean_h + z_q sigma_h``. Quantiles may be negative; a baseline knows
+Each is Normal at each step: quantile ``mean_h + z_q sigma_h``. Quantiles may be negative; a baseline knows
 no lower bound.
 
 ``seasonal_naive``
@@ -28,7 +28,7 @@ from scipy.stats import norm
 
 from tasks.errors import UserError
 
-BASELINES = ("seasonal_naive", "auto_ets")
+STATISTICAL = ("seasonal_naive", "auto_ets")
 PARALLEL_POINTS = 20_000  # estimated observations (fits x history) above which a second process pays for its start
 
 Array = NDArray[np.float64]
@@ -94,12 +94,12 @@ def forecast_baseline(
     Raises
     ------
     UserError
-        If the name is unknown or a cutoff has no observation before it.
+        If a cutoff has no observation before it.
     ValueError
-        If the arguments do not fit together.
+        If the name is unknown or the arguments do not fit together.
     """
-    if name not in BASELINES:
-        raise UserError(f"baselines.models in params.yaml names {name!r}; known are {', '.join(BASELINES)}.")
+    if name not in STATISTICAL:
+        raise ValueError(f"statistical baselines are {', '.join(STATISTICAL)}, not {name!r}")
     levels = np.asarray(levels, dtype=np.float64)
     if levels.ndim != 1 or not np.all((levels > 0) & (levels < 1)):
         raise ValueError(f"quantile levels lie in (0, 1), got {levels}")
@@ -112,12 +112,8 @@ def forecast_baseline(
     jobs: list[tuple[Any, ...]] = []
     for label, y, cutoffs in zip(names, y_by_series, cutoff_indices, strict=True):
         cutoffs = np.asarray(cutoffs, dtype=np.int64)
-        if cutoffs.size and (cutoffs.min() < 1 or not np.isfinite(y[: cutoffs.min()]).any()):
-            raise UserError(
-                f"Column y of series {label} has no value before its cutoff at row {cutoffs.min()}, "
-                f"and a baseline needs at least one."
-            )
-        jobs.append((name, _fill_gaps(y, season_length), cutoffs, horizon, season_length, max_history, refit_every))
+        require_history(label, y, cutoffs)
+        jobs.append((name, fill_gaps(y, season_length), cutoffs, horizon, season_length, max_history, refit_every))
 
     z = norm.ppf(levels)
     results = _run(jobs, name, max_history, refit_every, n_jobs)
@@ -128,6 +124,15 @@ def forecast_baseline(
         for reason, count in Counter(reason for _, _, reason in moments if reason).items():
             notes.append(f"Series {label}, {count} of {len(moments)} cutoffs: {reason}.")
     return BaselineForecast(quantiles, notes)
+
+
+def require_history(label: str, y: NDArray[Any], cutoffs: NDArray[Any]) -> None:
+    """Raise UserError where a series has no observation before its first cutoff."""
+    if len(cutoffs) and (min(cutoffs) < 1 or not np.isfinite(y[: min(cutoffs)]).any()):
+        raise UserError(
+            f"Column y of series {label} has no value before its cutoff at row {min(cutoffs)}, "
+            f"and a baseline needs at least one."
+        )
 
 
 def _run(jobs: list[tuple[Any, ...]], name: str, max_history: int, refit_every: int, n_jobs: int | None) -> list[list[Moments]]:
@@ -152,7 +157,7 @@ def _forecast_series(
     for position, cutoff in enumerate(np.unique(cutoffs).tolist()):
         recent = y[max(0, cutoff - max_history) : cutoff]
         if name == "seasonal_naive" or recent.size < 2 * season_length:
-            moments[cutoff] = _seasonal_naive(recent, horizon, season_length)
+            moments[cutoff] = seasonal_naive_moments(recent, horizon, season_length)
             continue
         found = None
         if model is not None and position % refit:
@@ -162,7 +167,7 @@ def _forecast_series(
             model, problem = _fit_ets(recent, season_length)
             found = None if model is None else _ets_moments(model, None, horizon, season_length)
         if found is None:
-            mean, sigma, reason = _seasonal_naive(recent, horizon, season_length)
+            mean, sigma, reason = seasonal_naive_moments(recent, horizon, season_length)
             reason = reason or f"seasonal naive in place of auto_ets ({problem or 'its forecast is not finite'})"
             moments[cutoff] = mean, sigma, reason
         else:
@@ -170,7 +175,7 @@ def _forecast_series(
     return [moments[cutoff] for cutoff in cutoffs.tolist()]
 
 
-def _seasonal_naive(y: Array, horizon: int, season_length: int) -> Moments:
+def seasonal_naive_moments(y: Array, horizon: int, season_length: int) -> Moments:
     """Mean and standard deviation as statsforecast's SeasonalNaive has them; season 1 below two seasons of history."""
     reason = ""
     if y.size < 2 * season_length:
@@ -214,7 +219,7 @@ def _ets_moments(model: Any, y: Array | None, horizon: int, season_length: int) 
     return mean, sigma
 
 
-def _fill_gaps(y: NDArray[Any], season_length: int) -> Array:
+def fill_gaps(y: NDArray[Any], season_length: int) -> Array:
     """Replace each missing value by the one a season before it, else by the last known; leading gaps by the first."""
     filled = np.array(y, dtype=np.float64)
     gaps = np.flatnonzero(~np.isfinite(filled))
