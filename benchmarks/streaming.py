@@ -24,6 +24,7 @@ from models.panel import PanelSchema
 SHORT, LONG, STEPS = 128, 4096, 64
 GOALS = {"step_ratio_worst": 1.2, "recompute_ratio_worst": 20.0}
 NOTES = (
+    "Times are processor time of one thread.",
     f"A measure of a step is the mean of {STEPS} steps that follow the short or the long context; both take turns and their "
     "medians are compared. step_ratio is the long context's over the short one's.",
     "recompute_ratio is the time of one pass over a window of the long context over that of a step after it.",
