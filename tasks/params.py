@@ -194,7 +194,7 @@ class Calibration(_Block):
 class Baselines(_Block):
     """Statistical forecasts to compare with."""
 
-    models: Annotated[tuple[Baseline, ...], Field(strict=False)] = ("seasonal_naive", "auto_ets", "gradient_boosting")
+    models: Annotated[tuple[Baseline, ...], Field(strict=False)] = ("seasonal_naive", "auto_ets")
     max_history: Count = 730
     prophet_history: Count = 1460
 

@@ -31,7 +31,8 @@ def table() -> str:
     metrics = json.loads((MEASURED / "chicago.json").read_text(encoding="utf-8"))
     loader = json.loads((MEASURED / "loader.json").read_text(encoding="utf-8"))
     lines = [
-        "Default data, test = the last 364 days, a cutoff every 14 days, horizon 14, 20 series (`make run`):",
+        "Default data, test = the last 364 days, a cutoff every 14 days, horizon 14, 20 series (`make run`, with",
+        "`gradient_boosting` added to `baselines.models`):",
         "",
         *leaderboard(metrics),
         "",

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
@@ -36,7 +35,7 @@ REFIT_EVERY = 2  # one fit of four years of days takes 0.3 s, one forecast 0.06 
 SAMPLES = 1000
 FITS_WORTH_A_PROCESS = 20
 FOURIER_ORDER = 10  # of the one season of whole-number time, at most
-QUIET = ("cmdstanpy", "prophet", "prophet.models")
+QUIET = ("cmdstanpy", "prophet", "prophet.plot", "prophet.models")
 
 
 @dataclass(frozen=True)
@@ -215,16 +214,15 @@ def _fit(job: SeriesJob, history: pd.DataFrame) -> tuple[Any, str]:
 @contextmanager
 def _quiet_and_seeded(seed: int) -> Iterator[None]:
     """Silence the packages' progress lines, and seed the global generator from which Prophet draws; both put back after."""
-    logging.getLogger("prophet.plot").setLevel(logging.CRITICAL)  # at import it complains that plotly is missing
-    import_module("prophet")  # and cmdstanpy sets its own level at import
-    levels = {name: logging.getLogger(name).level for name in QUIET}
-    for name in QUIET:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    loggers = [logging.getLogger(name) for name in QUIET]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True  # a level would not do: cmdstanpy sets its own when it is imported, at the first fit
     state = np.random.get_state()
     np.random.seed(seed)
     try:
         yield
     finally:
         np.random.set_state(state)
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled
