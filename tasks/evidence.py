@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from models.predictive import pinball_loss
@@ -14,9 +15,21 @@ from models.uncertainty import scores
 from models.uncertainty.guarantee import coverage_band
 from tasks.evaluate import Evidence, evaluate, step_table
 from tasks.files import read_json, write_text
+from tasks.interpret import INTERPRETATION
 from tasks.params import Params
 from tasks.prepare import INGESTED, Prepared
-from tasks.report import Fan, Ood, Pit, Reliability, ReportData, Selective, Steps, render_report
+from tasks.report import (
+    Fan,
+    Interpretation,
+    Ood,
+    Pit,
+    RegimeLook,
+    Reliability,
+    ReportData,
+    Selective,
+    Steps,
+    render_report,
+)
 
 REPORT = Path("reports/report.html")
 HISTORY_SHOWN = 4  # horizons of history on a fan chart
@@ -66,6 +79,42 @@ def report_data(
         ),
         selective=Selective(kept.numpy(), risk.numpy(), oracle.numpy()),
         card=card,
+        interpretation=load_interpretation(root),
+    )
+
+
+def load_interpretation(root: Path) -> Interpretation | None:
+    """What TFT looks at, from ``artifacts/interpretation``; None where it holds no TFT or was not made."""
+    folder = root / INTERPRETATION
+    if not (folder / "interpretation.json").exists():
+        return None
+    about = read_json(folder / "interpretation.json")
+    if about["family"] is None:
+        return None
+    tables = (f"{name}.csv" for name in ("variable_importance", "attention_by_lag", "regimes"))
+    variables, lags, regimes = (pd.read_csv(folder / name, keep_default_na=False) for name in tables)
+    names = [name for name in regimes.columns if "." in name]  # <kind>.<variable>
+    change = regimes[names].to_numpy() - regimes[names].to_numpy()[0]
+    looks = []
+    for row, changed in zip(regimes.to_dict("records")[1:], change[1:], strict=True):
+        most = int(np.abs(changed).argmax())
+        kind, _, variable = names[most].partition(".")
+        about_it = (str(row["split"]), str(row["regime"]), int(row["windows"]), float(row["distance"]))
+        looks.append(RegimeLook(*about_it, kind, variable, float(changed[most])))
+    return Interpretation(
+        members=about["members"],
+        windows=about["windows"],
+        context=about["context"],
+        season_length=about["season_length"],
+        importances={
+            str(kind): tuple(zip(rows["variable"].astype(str), rows["weight"], rows["member_spread"], strict=True))
+            for kind, rows in variables.groupby("kind", sort=False)
+        },
+        attention=lags["attention"].to_numpy(),
+        attention_low=lags["low"].to_numpy(),
+        attention_high=lags["high"].to_numpy(),
+        distance=float(regimes["distance"].iloc[0]),
+        regimes=tuple(looks),
     )
 
 

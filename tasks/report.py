@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "Fan", "Ood", "Pit", "Reliability", "ReportData", "Selective", "Steps", "format_metric", "render_report",
+    "Fan", "Interpretation", "Ood", "Pit", "RegimeLook", "Reliability", "ReportData", "Selective", "Steps", "format_metric",
+    "render_report",
 ]  # fmt: skip
 
 FloatArray = NDArray[np.floating[Any]]
@@ -92,11 +93,46 @@ class Selective:
 
 
 @dataclass(frozen=True)
+class RegimeLook:
+    """Windows that have something in common, such as a holiday ahead, and how TFT reads them.
+
+    ``distance`` in [0, 1] is the mean of their attention from the usual pattern; ``variable``, an input over ``kind``,
+    is the one whose mean weight differs most from that over all windows, by ``change``.
+    """
+
+    split: str
+    name: str
+    windows: int
+    distance: float
+    kind: str
+    variable: str
+    change: float
+
+
+@dataclass(frozen=True)
+class Interpretation:
+    """What the members of TFT look at, on average over ``windows`` of the test fold (Lim et al., 2021, section 7)."""
+
+    members: int
+    windows: int
+    context: int
+    season_length: int
+    importances: Mapping[str, tuple[tuple[str, float, float], ...]]  # kind -> (variable, weight, spread between members)
+    attention: FloatArray  # (L,) share of attention at lags 1..L in steps
+    attention_low: FloatArray  # (L,) 10 % of windows lie below
+    attention_high: FloatArray  # (L,) 10 % of windows lie above
+    distance: float  # of a window's attention from the usual pattern, mean over all windows
+    regimes: tuple[RegimeLook, ...]
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything the page shows.
 
     ``metrics`` has flat keys ``<model>/<metric>``; a model may lack some. ``coverage_band`` and ``joint_band`` are the
     ranges in which the ensemble's 90 % and joint 90 % coverage fall by sampling alone when the guarantee holds.
+    ``interpretation`` is what TFT looks at; without it the page leaves that section out, or says that TFT is not among
+    the ``families``.
     """
 
     title: str
@@ -116,6 +152,7 @@ class ReportData:
     selective: Selective
     card: Mapping[str, str | float | int | list[Any] | dict[str, Any] | None]
     ensemble: str = "ensemble"
+    interpretation: Interpretation | None = None
 
 
 def format_metric(metric: str, value: float | None) -> str:

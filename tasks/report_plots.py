@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks.report import NBSP, Fan, FloatArray, Ood, ReportData, format_metric
+from tasks.report_interpretation import finding, pictures
 from tasks.report_svg import ROLES, Legend, Picture, inline_svg
 
 if TYPE_CHECKING:
@@ -348,4 +349,16 @@ def sections(data: ReportData) -> tuple[Section, ...]:
         Section("steps", "Coverage and width by step", steps, _steps(data)),
         Section("trust", "Unfamiliar input and abstention", gate, (_ood(ood), selective),
                 bars=tuple((name, rate, _pct(rate)) for name, rate in bars)),
+        *_interpretation(data),
     )  # fmt: skip
+
+
+def _interpretation(data: ReportData) -> tuple[Section, ...]:
+    """Return the section on TFT, a sentence where it is not among the families, nothing where it was not interpreted."""
+    look, anchor, title = data.interpretation, "interpretation", "What TFT looks at"
+    if look is not None:
+        return (Section(anchor, title, finding(look), pictures(look)),)
+    if "tft" in data.families:
+        return ()
+    absent = f"TFT is not among the families of this run ({', '.join(data.families)}), so there is nothing to interpret."
+    return (Section(anchor, title, absent, ()),)

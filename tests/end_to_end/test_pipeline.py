@@ -22,7 +22,7 @@ from tasks.bundle import FORECAST_COLUMNS
 from tasks.files import file_md5, read_json
 
 BEFORE = ("ingest", "prepare", "baselines", "train@tft", "train@tcn")
-AFTER_TRAINING = ("ensemble", "calibrate", "evaluate", "project", "register")
+AFTER_TRAINING = ("ensemble", "calibrate", "interpret", "evaluate", "project", "register")
 STAGES = (*BEFORE, *AFTER_TRAINING)
 RESULTS = ("metrics/test.json", "reports/report.html", "artifacts/receipt.json", "artifacts/bundle/bundle.json")
 Call = Callable[..., Any]
