@@ -114,7 +114,7 @@ def end_with_dvc() -> None:
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(1.0)
+            time.sleep(0.1)
         os._exit(EXIT_FAILURE)
 
     threading.Thread(target=watch, daemon=True).start()

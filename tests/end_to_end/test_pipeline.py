@@ -332,7 +332,7 @@ def test_a_killed_run_leaves_no_process_and_the_next_one_goes_on(
     project: Path, command: Call, edit_params: Call, environment: dict[str, str]
 ) -> None:
     before = (project / "params.yaml").read_bytes()
-    edit_params(project, {"forecasters.tcn.max_epochs": 60})
+    edit_params(project, {"forecasters.tcn.max_epochs": 240})
     arguments = [sys.executable, "-m", "dvc", "repro", "train@tcn"]
     dvc = subprocess.Popen(arguments, cwd=project, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     checkpoints = project / ".weatherglass/checkpoints/tcn"
@@ -349,7 +349,7 @@ def test_a_killed_run_leaves_no_process_and_the_next_one_goes_on(
     again = command("flows", "run", "train@tcn")
     assert again.returncode == 0, again.stderr
     histories = read_json(project / "artifacts/train/tcn/history.json")
-    assert [len(history) for history in histories] == [60, 60]
+    assert [len(history) for history in histories] == [240, 240]
     (project / "params.yaml").write_bytes(before)
     restored = command("dvc", "repro")
     assert restored.returncode == 0, restored.stderr
