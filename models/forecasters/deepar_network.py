@@ -43,6 +43,7 @@ class DeepARNetwork(nn.Module):
     """
 
     offsets: Tensor
+    paths_share_masks = False
 
     def __init__(self, schema: PanelSchema, config: DeepARConfig) -> None:
         super().__init__()
@@ -129,7 +130,8 @@ class DeepARNetwork(nn.Module):
         """Ancestral sample paths ``(B, paths, H)``: each step feeds on the value that was drawn for the one before.
 
         ``inputs`` ``(B, H, W)`` are the decoder's, of whose targets the first alone is read; ``normal`` turns parameters
-        ``(..., 2)`` into mean and deviation. Dropout, where it is on, has one mask a path and layer.
+        ``(..., 2)`` into mean and deviation. Dropout, where it is on, has one mask a path and layer, which
+        all paths of a window share if ``paths_share_masks``.
         """
         size = max(1, COLUMNS // paths) if inputs.device.type == "cpu" else len(inputs)
         blocks = zip(inputs.split(size), state[0].split(size, 1), state[1].split(size, 1), strict=True)
@@ -146,7 +148,9 @@ class DeepARNetwork(nn.Module):
         matrix, bias = cells[0]
         known = (inputs[..., 1:] @ matrix[:, 1:-width].t() + bias[:, 0]).permute(1, 2, 0)  # (H, 4 hidden, B)
         cells[0] = torch.cat([matrix[:, :1], matrix[:, -width:]], dim=1), bias
-        masks = [drop.factors((width, count * paths), inputs) for drop in self.between if isinstance(drop, Dropout)]
+        columns, copies = (count, paths) if self.paths_share_masks else (count * paths, 1)
+        masks = [drop.factors((width, columns), inputs) for drop in self.between if isinstance(drop, Dropout)]
+        masks = [None if mask is None else mask.repeat_interleave(copies, -1) for mask in masks]
         carried = torch.cat([inputs[:, 0, :1].t(), *state[0].transpose(1, 2)])
         memory = state[1].transpose(1, 2).contiguous()
         if any(mask is not None for mask in masks):  # else all paths are one until the first draw

@@ -165,7 +165,7 @@ class PathCache:
     What a convolution reads from before the cutoff is the same for all paths of a window: it is computed once for a window
     and a step, not once for a path. What it reads after the cutoff is an earlier input of the same block, kept as it is, so
     nothing is shifted or copied. In evaluation mode equal to `WaveNetBackbone.step` on a forked state; with dropout on,
-    every path keeps one mask of its own.
+    every path keeps one mask, of its own or shared by the paths of its window.
 
     Parameters
     ----------
@@ -174,11 +174,13 @@ class PathCache:
         After the shared history, of B windows.
     paths, steps : int
         Paths of a window, and how often `step` may be called.
+    share_masks : bool
+        Whether all paths of a window have the same dropout mask.
     """
 
-    def __init__(self, backbone: WaveNetBackbone, state: State, paths: int, steps: int) -> None:
+    def __init__(self, backbone: WaveNetBackbone, state: State, paths: int, steps: int, share_masks: bool = False) -> None:
         self.backbone, self.paths, self.now = backbone, paths, 0
-        self.blocks = [_BlockCache(cast(WaveNetBlock, block), past, paths, steps)
+        self.blocks = [_BlockCache(cast(WaveNetBlock, block), past, paths, steps, share_masks)
                        for block, past in zip(backbone.blocks, state, strict=True)]  # fmt: skip
 
     def step(self, x_t: Tensor) -> Tensor:
@@ -196,7 +198,7 @@ class PathCache:
 class _BlockCache:
     """One block's weights as matrices, what it reads of the shared history, and its inputs since."""
 
-    def __init__(self, block: WaveNetBlock, past: Tensor, paths: int, steps: int) -> None:
+    def __init__(self, block: WaveNetBlock, past: Tensor, paths: int, steps: int, share_masks: bool) -> None:
         convolution = cast(nn.Conv1d, block.convolution.convolution)
         taps, dilation = convolution.weight.shape[2], convolution.dilation[0]
         self.width, self.last, self.paths = block.width, block.last, paths
@@ -215,7 +217,9 @@ class _BlockCache:
             self.shared.append(past[:, :, start : start + min(lag, steps)].transpose(1, 2) @ weight)
         self.mask = None
         if block.dropout.training and block.dropout.p > 0.0:
-            self.mask = functional.dropout(past.new_ones(past.shape[0] * paths, self.width), block.dropout.p)
+            rows, copies = (past.shape[0], paths) if share_masks else (past.shape[0] * paths, 1)
+            mask = functional.dropout(past.new_ones(rows, self.width), block.dropout.p)
+            self.mask = mask.repeat_interleave(copies, 0)
 
     def step(self, x: Tensor, now: int) -> Tensor:
         """Residual and skip (R, 2 width), or the skip alone, from inputs (R, width) at step `now` after the cutoff."""
@@ -250,6 +254,8 @@ class WaveNet(Forecaster):
     paths : int
         Sampled for a forecast, at least 2.
     """
+
+    paths_share_masks = False
 
     def __init__(self, schema: PanelSchema, width: int, backbone: WaveNetBackbone, head: Head, paths: int) -> None:
         super().__init__()
@@ -320,7 +326,8 @@ class WaveNet(Forecaster):
         for piece in torch.arange(rows, device=inputs.device).split(max(1, ROWS_AT_A_TIME // paths)):
             loc, scale = (part.repeat_interleave(paths) for part in batch["target_scale"][piece].unbind(1))
             previous = target[piece, self.context - 1].repeat_interleave(paths)
-            cache = PathCache(self.backbone, tuple(part[piece] for part in state), paths, length - self.context)
+            forked = tuple(part[piece] for part in state)
+            cache = PathCache(self.backbone, forked, paths, length - self.context, self.paths_share_masks)
             steps = []
             for step in range(length - self.context):
                 x_t = future[piece, step].repeat_interleave(paths, 0).addcmul(previous[:, None], weight[:, 0])

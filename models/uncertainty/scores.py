@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -64,6 +66,27 @@ def pit_distance(pit: Tensor) -> float:
     return float(kstest(pit.flatten().numpy(), "uniform").statistic)
 
 
+def calibration_summary(predictive: Predictive, target: Tensor) -> dict[str, float]:
+    """What a temperature should lower: ``calibration_error``, ``pit_distance`` and mean ``crps``, for before and after."""
+    return {
+        "calibration_error": calibration_error(predictive, target),
+        "pit_distance": pit_distance(predictive.cdf(target)),
+        "crps": float(crps(predictive, target).mean()),
+    }
+
+
+def expected_calibration_error(logits: Tensor, target: Tensor, bins: int = 15) -> float:
+    """Expected calibration error of the likeliest bin of logits ``(..., K)`` for true indices ``(...)``, in [0, 1].
+
+    Mean distance between confidence and accuracy over equal-width ``bins`` of confidence (Guo et al., 2017, equation 3).
+    """
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    classes = logits.shape[-1]
+    probabilities = logits.to(torch.float64).softmax(-1).reshape(-1, classes)
+    return float(multiclass_calibration_error(probabilities, target.reshape(-1).long(), classes, bins, "l1"))
+
+
 def risk_coverage(uncertainty: Tensor, risk: Tensor) -> tuple[Tensor, Tensor]:
     """Share kept and mean risk of what is kept, ``(n,)`` each, answering the most certain windows first."""
     ordered = risk[torch.argsort(uncertainty, stable=True)].to(torch.float64)
@@ -76,6 +99,34 @@ def aurc(uncertainty: Tensor, risk: Tensor) -> float:
     return float(risk_coverage(uncertainty, risk)[1].mean())
 
 
+def spearman(uncertainty: Tensor, error: Tensor) -> float:
+    """Rank correlation of uncertainty or strangeness with the forecast's error, ``(n,)`` each, in [-1, 1].
+
+    Equal values share a rank; 0 where either has one value alone and so ranks nothing.
+    """
+    from scipy.stats import spearmanr
+
+    if len(uncertainty.unique()) < 2 or len(error.unique()) < 2:
+        return 0.0
+    return float(spearmanr(uncertainty.numpy(), error.numpy()).statistic)
+
+
+class DetectionScores(NamedTuple):
+    """Of a score that should be larger on out-of-distribution windows, the positive class."""
+
+    auroc: float
+    aupr: float
+    fpr95: float
+
+
+class Interval(NamedTuple):
+    """An estimate and the bounds of its interval."""
+
+    estimate: float
+    lower: float
+    upper: float
+
+
 def detection_scores(negative: Tensor, positive: Tensor) -> tuple[float, float]:
     """AUROC and FPR at 95 % TPR of a score that should be larger on ``positive`` (out-of-distribution) windows.
 
@@ -84,8 +135,63 @@ def detection_scores(negative: Tensor, positive: Tensor) -> tuple[float, float]:
     """
     from torchmetrics.functional.classification import binary_auroc
 
-    scores = torch.cat([negative, positive]).to(torch.float64)
-    ranks = torch.unique(scores, return_inverse=True)[1].to(torch.float64) / len(scores)  # torchmetrics wants [0, 1]
-    labels = torch.cat([torch.zeros(len(negative)), torch.ones(len(positive))]).long()
     threshold = positive.sort().values[len(positive) // 20]
-    return float(binary_auroc(ranks, labels)), float((negative >= threshold).to(torch.float64).mean())
+    return float(binary_auroc(*_ranked(negative, positive))), float((negative >= threshold).to(torch.float64).mean())
+
+
+def average_precision(negative: Tensor, positive: Tensor) -> float:
+    """Area under the precision-recall curve (AUPR), ``positive`` windows the positive class; equal scores share a rank.
+
+    A score that says nothing has the share of positives. Its value depends on that share, so compare at equal shares.
+    """
+    from torchmetrics.functional.classification import binary_average_precision
+
+    return float(binary_average_precision(*_ranked(negative, positive)))
+
+
+def detection_intervals(
+    negative: Tensor,
+    positive: Tensor,
+    negative_block: Tensor,
+    positive_block: Tensor,
+    *,
+    resamples: int = 200,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """AUROC, AUPR and FPR at 95 % TPR with percentile intervals of a bootstrap over blocks (Kuensch, 1989).
+
+    ``negative_block`` ``(n,)`` and ``positive_block`` ``(m,)`` name the stretch of cutoffs that a window belongs to. A
+    block is drawn with all its windows, clean and perturbed, since they share weather and holidays, and a pair its origin.
+    Deterministic by ``seed``. Raises ValueError where fewer than two blocks have windows of both kinds.
+    """
+    estimate = DetectionScores(*_all_scores(negative, positive))
+    shared = [name for name in negative_block.unique().tolist() if bool((positive_block == name).any())]
+    if len(shared) < 2:
+        raise ValueError(f"a block bootstrap takes at least two blocks with clean and strange windows; there are {len(shared)}")
+    clean = [negative[negative_block == name] for name in shared]
+    strange = [positive[positive_block == name] for name in shared]
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.empty((resamples, len(estimate)), dtype=torch.float64)
+    for row in range(resamples):
+        chosen = torch.randint(len(shared), (len(shared),), generator=generator).tolist()
+        parts = (torch.cat([of_block[index] for index in chosen]) for of_block in (clean, strange))
+        drawn[row] = torch.tensor(_all_scores(*parts), dtype=torch.float64)
+    tail = (1.0 - confidence) / 2.0
+    bounds = torch.quantile(drawn, torch.tensor([tail, 1.0 - tail], dtype=torch.float64), dim=0)
+    return {
+        name: Interval(getattr(estimate, name), float(lower), float(upper))
+        for name, lower, upper in zip(estimate._fields, *bounds, strict=True)
+    }
+
+
+def _all_scores(negative: Tensor, positive: Tensor) -> tuple[float, float, float]:
+    auroc, fpr95 = detection_scores(negative, positive)
+    return auroc, average_precision(negative, positive), fpr95
+
+
+def _ranked(negative: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+    """Ranks of all scores in [0, 1), which torchmetrics wants, and their labels."""
+    scores = torch.cat([negative, positive]).to(torch.float64)
+    ranks = torch.unique(scores, return_inverse=True)[1].to(torch.float64) / len(scores)
+    return ranks, torch.cat([torch.zeros(len(negative)), torch.ones(len(positive))]).long()

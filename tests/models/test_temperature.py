@@ -118,3 +118,46 @@ def test_unknown_mode_is_an_error() -> None:
     predictive, target = stretched_normal(10, [1.0], [1.0])
     with pytest.raises(ValueError, match="per_window"):
         QuantileTemperature.fit(predictive, target, "per_window")
+
+
+def test_each_group_has_its_own_pair_and_others_the_global_one() -> None:
+    groups = torch.arange(4000) % 2 + 5  # groups 5 and 6
+    parts = {5: stretched_normal(2000, [2.0, 2.0], [0.5, 0.5]), 6: stretched_normal(2000, [0.7, 0.7], [3.0, 3.0], seed=1)}
+    values, target = torch.empty(4000, 2, len(LEVELS), dtype=torch.float64), torch.empty(4000, 2, dtype=torch.float64)
+    for group, (predictive, truth) in parts.items():
+        values[groups == group], target[groups == group] = predictive.values, truth
+    groups[:10] = 8  # too few for factors of their own
+    whole = Predictive(values)
+    temperature = QuantileTemperature.fit(whole, target, "per_group", groups)
+    shared = QuantileTemperature.fit(whole, target, "global")
+    assert temperature.groups.keys() == {5, 6}
+    for group, truths in ((5, (2.0, 0.5)), (6, (0.7, 3.0))):
+        for factor, truth, side in zip(temperature.groups[group], truths, (BELOW, ABOVE), strict=True):
+            assert abs(factor - truth) < 4.5 * standard_error(truth, side, 3980)
+    rows = Predictive(values[:4])
+    scaled = temperature.apply(rows, torch.tensor([8, 5, 99, 6])).values
+    for row, (below, above) in enumerate(
+        [(shared.below[0], shared.above[0]), temperature.groups[5], (shared.below[0], shared.above[0]), temperature.groups[6]]
+    ):
+        pair = (torch.full((2,), float(factor), dtype=torch.float64) for factor in (below, above))
+        torch.testing.assert_close(scaled[row], QuantileTemperature(*pair).apply(Predictive(values[row])).values)
+    again = QuantileTemperature.from_state(temperature.state())
+    torch.testing.assert_close(again.apply(whole, groups).values, temperature.apply(whole, groups).values, rtol=0, atol=0)
+
+
+def test_members_of_an_ensemble_are_scaled_by_the_groups_of_their_windows() -> None:
+    predictive, target = stretched_normal(80, [2.0, 2.0], [0.5, 0.5])
+    groups = torch.arange(80) % 2
+    temperature = QuantileTemperature.fit(predictive, target, "per_group", groups)
+    members = Predictive(torch.stack([predictive.values, predictive.values + 1.0]))
+    scaled = temperature.apply(members, groups).values
+    torch.testing.assert_close(scaled[0], temperature.apply(predictive, groups).values)
+    torch.testing.assert_close(scaled[1], temperature.apply(Predictive(predictive.values + 1.0), groups).values)
+
+
+@pytest.mark.parametrize(("truth", "said"), [(float("nan"), "missing or infinite"), (3.0, "constant: all its truths are 3")])
+def test_a_fold_that_tells_nothing_is_named(truth: float, said: str) -> None:
+    predictive, target = stretched_normal(50, [1.0], [1.0])
+    target[: 1 if truth != truth else 50] = truth
+    with pytest.raises(ValueError, match=said):
+        QuantileTemperature.fit(predictive, target)

@@ -1,0 +1,94 @@
+"""MC dropout: a network that keeps its dropout on in prediction, each pass with masks of its own (Gal and Ghahramani, 2016)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from models.forecasters.base import Forecaster
+from models.panel import Batch
+
+__all__ = ["mc_dropout", "mc_dropout_quantiles", "stochastic_layers"]
+
+SHARED_MASKS = "paths_share_masks"
+"""Attribute of networks that sample paths: whether all paths of a window have one mask, or each a mask of its own."""
+
+
+def stochastic_layers(network: nn.Module) -> list[nn.Module]:
+    """Layers that draw at random in training mode: dropout with p > 0, and recurrent layers with dropout between them.
+
+    A recurrent layer with a single layer drops nothing whatever its ``dropout`` (torch warns of it), so it is left out.
+    """
+    return [
+        module
+        for module in network.modules()
+        if (isinstance(module, _DropoutNd) and module.p > 0.0)
+        or (isinstance(module, nn.RNNBase) and module.dropout > 0.0 and module.num_layers > 1)
+    ]
+
+
+@contextmanager
+def mc_dropout(forecaster: Forecaster, *, share_masks: bool = True) -> Iterator[Forecaster]:
+    """Within the context ``forecaster`` is in evaluation mode save for its stochastic layers, which draw.
+
+    The modes that its modules had before come back on exit, also after an exception.
+
+    Parameters
+    ----------
+    forecaster : Forecaster
+    share_masks : bool
+        A network that samples paths keeps one mask a path over the whole horizon either way. If True, the paths of one
+        window and pass have the same mask, so that paths differ by noise alone and passes by the model: what the split
+        into aleatoric and epistemic variance needs. If False, each path has a mask of its own, and the quantiles of one
+        pass are those of the mixture over masks.
+
+    Raises
+    ------
+    ValueError
+        If the network has no stochastic layer: its passes would all be one, an epistemic variance of zero.
+    """
+    layers = stochastic_layers(forecaster)
+    if not layers:
+        raise ValueError(
+            f"{_name(forecaster)} has no stochastic layer, so MC dropout would repeat one forecast; its dropout must be "
+            "above 0, and dropout between recurrent layers takes at least two of them"
+        )
+    modes = [(module, module.training) for module in forecaster.modules()]
+    sharing = [(module, getattr(module, SHARED_MASKS)) for module in forecaster.modules() if hasattr(module, SHARED_MASKS)]
+    try:
+        forecaster.eval()
+        for layer in layers:
+            layer.training = True
+        for module, _ in sharing:
+            setattr(module, SHARED_MASKS, share_masks)
+        yield forecaster
+    finally:
+        for module, training in modes:
+            module.training = training
+        for module, shared in sharing:
+            setattr(module, SHARED_MASKS, shared)
+
+
+def mc_dropout_quantiles(forecaster: Forecaster, batch: Batch, passes: int, seed: int, *, share_masks: bool = True) -> Tensor:
+    """Quantiles ``(passes, B, H, Q)`` of ``passes`` predictions, each with masks of its own; the members of a pool.
+
+    Equal for an equal ``seed``, and the first passes are the same however many follow. Torch's own random state is left
+    as it was. ``share_masks`` as in `mc_dropout`. Raises ValueError for fewer than one pass or a network without
+    stochastic layers.
+    """
+    if passes < 1:
+        raise ValueError(f"MC dropout takes at least 1 pass, got {passes}")
+    devices = {parameter.device for parameter in forecaster.parameters() if parameter.device.type == "cuda"}
+    with mc_dropout(forecaster, share_masks=share_masks), torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(seed)
+        return torch.stack([forecaster.predict(batch).quantiles for _ in range(passes)])
+
+
+def _name(forecaster: nn.Module) -> str:
+    """Class of the forecaster, and of its backbone where it has one: families share `SequenceForecaster`."""
+    backbone = getattr(forecaster, "backbone", None)
+    return type(forecaster).__name__ + (f" on {type(backbone).__name__}" if isinstance(backbone, nn.Module) else "")
