@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.common import at_least, machine, parser, report, table, versions
 from benchmarks.datasets import DATASETS, Benchmark
+from models.forecasters.factory import NETWORKS
 from models.predictive import LEVELS, Predictive
 from models.uncertainty.calibration import INTERVAL_LEVELS
 from tasks.calibrate import calibrate
@@ -42,7 +43,7 @@ def our_params(benchmark: Benchmark, path: Path, families: list[str], members: i
     data = {"source": "file", "path": str(path), "frequency": benchmark.frequency, "horizon": benchmark.horizon}
     tree: dict[str, Any] = {"data": data, **benchmark.params, "families": families}
     tree["train"] = {"members": members, "batches_per_epoch": 100, "patience": max(3, epochs // 3)}
-    tree["forecasters"] = {family: {"max_epochs": epochs} for family in families}
+    tree["forecasters"] = {family: {"max_epochs": epochs} for family in families if family in NETWORKS}
     return Params.model_validate(tree)
 
 
@@ -99,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser(__doc__ or "")
     options.add_argument("--data", type=Path, required=True, help="folder with the published files")
     options.add_argument("--dataset", choices=sorted(DATASETS), required=True)
-    options.add_argument("--families", nargs="+", default=["tcn", "mamba", "deepar", "tft"])
+    options.add_argument("--families", nargs="+", default=["tcn", "mamba", "deepar", "tft", "gradient_boosting"])
     options.add_argument("--members", type=at_least(1), default=2, help="networks a family")
     options.add_argument("--epochs", type=at_least(1), default=8, help="epochs of 100 batches")
     options.add_argument("--peers", type=Path, default=Path(".venv-peers/bin/python"), help="an interpreter that has the peers")

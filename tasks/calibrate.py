@@ -31,6 +31,7 @@ ENCODERS = (
     "wavenet",
     "deepar",
     "tft",
+    "gradient_boosting",
 )  # whose first member's features the gate reads: the first that was trained
 
 

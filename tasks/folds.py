@@ -13,8 +13,8 @@ from tasks.settings import FOLDS, Settings
 
 #: What each fold may be used for, and nothing else.
 PURPOSES = {
-    "train": {"fit networks", "fit baselines", "fit feature statistics"},
-    "early_stopping": {"choose epoch", "weight members", "fit baseline quantiles"},
+    "train": {"fit networks", "fit feature statistics"},
+    "early_stopping": {"choose epoch", "weight members"},
     "temperature": {"fit temperature", "fit step scale"},
     "ood": {"fit gate"},
     "conformal": {"fit conformal"},

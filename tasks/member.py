@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from pathlib import Path
@@ -23,6 +24,9 @@ from tasks.params import Params
 from tasks.prepare import Prepared, load_prepared
 
 PREDICT_BATCH = 256
+
+Report = Callable[[int, float], None]
+"""Is told the epochs done and the last early-stopping loss."""
 
 
 class DivergedError(RuntimeError):
@@ -118,14 +122,14 @@ class MemberModule(L.LightningModule):
 class EpochReport(Callback):
     """Tells the parent process after every epoch how far the member has come."""
 
-    def __init__(self, report) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, report: Report) -> None:
         self.report = report
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.report(trainer.current_epoch + 1, float(trainer.callback_metrics["early_stopping_loss"]))
 
 
-def train_member(spec: MemberSpec, report=lambda epoch, loss: None) -> Path:  # type: ignore[no-untyped-def]
+def train_member(spec: MemberSpec, report: Report = lambda epoch, loss: None) -> Path:
     """Train a member, or go on from its checkpoint, and write its best weights; returns the weights' path.
 
     Ends at once when the weights are there. The result depends on params.yaml, the data and the seed alone, not on
@@ -141,6 +145,28 @@ def train_member(spec: MemberSpec, report=lambda epoch, loss: None) -> Path:  # 
     warnings.filterwarnings("ignore", module=r"lightning|pytorch_forecasting|torch")
     torch.set_num_threads(1)
     prepared = load_prepared(spec.root)
+    if spec.family == "gradient_boosting":
+        forecaster, history = _boost(spec, prepared)
+        report(1, history[0]["early_stopping_loss"])
+    else:
+        forecaster, history = _descend(spec, prepared, report)
+    write_json(spec.folder / "history.json", history)
+    with atomic_path(weights) as temporary:
+        save_model(forecaster, str(temporary))
+    return weights
+
+
+def _boost(spec: MemberSpec, prepared: Prepared) -> tuple[Forecaster, list[dict[str, float]]]:
+    """Fitted trees, and their losses as those of a single epoch; soon done, so a killed run begins anew."""
+    from models.forecasters.gradient_boosting import fit_boosting
+
+    train, check = prepared.fold("train", "fit networks"), prepared.fold("early_stopping", "choose epoch")
+    forecaster, losses = fit_boosting(prepared.panel, train, check, spec.config, spec.seed)
+    return forecaster, [{"epoch": 1.0, **losses}]
+
+
+def _descend(spec: MemberSpec, prepared: Prepared, report: Report) -> tuple[Forecaster, list[dict[str, float]]]:
+    """The network of the best epoch and its losses by epoch, trained from the start or from a checkpoint."""
     train = spec.params.train
     torch.manual_seed(spec.seed)
     module = MemberModule(build_forecaster(spec.family, prepared.panel.schema, spec.config), spec, prepared)
@@ -171,10 +197,7 @@ def train_member(spec: MemberSpec, report=lambda epoch, loss: None) -> Path:  # 
     checkpoint = spec.folder / "last.ckpt"
     trainer.fit(module, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=False)
     module.load_state_dict(torch.load(best.best_model_path, map_location="cpu", weights_only=False)["state_dict"])
-    write_json(spec.folder / "history.json", module.history)
-    with atomic_path(weights) as temporary:
-        save_model(module.forecaster.cpu(), str(temporary))
-    return weights
+    return module.forecaster.cpu(), module.history
 
 
 def load_member(family: str, config, schema, weights: Path) -> Forecaster:  # type: ignore[no-untyped-def]

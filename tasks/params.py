@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from models.forecasters.config import (
     Count,
     DeepARConfig,
+    GradientBoostingConfig,
     HybridConfig,
     Mamba2Config,
     MambaConfig,
@@ -26,8 +27,8 @@ from tasks.settings import FOLDS, Settings, derive_settings
 
 __all__ = ["Params", "Settings", "derive_settings"]
 
-Family = Literal["tft", "deepar", "tcn", "wavenet", "s4d", "mamba", "mamba2", "hybrid"]
-Baseline = Literal["seasonal_naive", "auto_ets", "gradient_boosting", "prophet"]
+Family = Literal["tft", "deepar", "tcn", "wavenet", "s4d", "mamba", "mamba2", "hybrid", "gradient_boosting"]
+Baseline = Literal["seasonal_naive", "auto_ets", "prophet"]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Text = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[Text, ...], Field(strict=False)]
@@ -158,6 +159,7 @@ class Forecasters(_Block):
     mamba: MambaConfig = MambaConfig()
     mamba2: Mamba2Config = Mamba2Config()
     hybrid: HybridConfig = HybridConfig()
+    gradient_boosting: GradientBoostingConfig = GradientBoostingConfig()
 
 
 class Train(_Block):
@@ -228,7 +230,13 @@ class Params(_Block):
     data: Data = Data()
     features: Features = Features()
     folds: Folds = Folds()
-    families: Annotated[tuple[Family, ...], Field(strict=False, min_length=1)] = ("tft", "deepar", "tcn", "mamba")
+    families: Annotated[tuple[Family, ...], Field(strict=False, min_length=1)] = (
+        "tft",
+        "deepar",
+        "tcn",
+        "mamba",
+        "gradient_boosting",
+    )
     forecasters: Forecasters = Forecasters()
     train: Train = Train()
     ensemble: Ensemble = Ensemble()

@@ -17,7 +17,7 @@ def predict_windows(forecaster: Forecaster, panel: Panel, windows: Windows, seed
     The random state is set from ``seed`` for the length of the call, so sampling forecasters repeat themselves.
     """
     quantiles, features = [], []
-    device = next(forecaster.parameters()).device
+    device = forecaster.levels.device
     with torch.inference_mode(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for batch in SequentialLoader(panel, windows, BATCH):

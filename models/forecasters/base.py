@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.heads import build_head
+from models.layers.seasonal_base import SeasonalBase
 from models.panel import Batch, PanelSchema
 from models.predictive import LEVELS, pinball_loss
 
@@ -78,20 +79,19 @@ class SequenceForecaster(Forecaster):
 
     The backbone reads history and horizon as one sequence, in which the unknown future (target, past-only
     covariates) is zero and marked; the last H positions are the forecast. History is always ``context`` steps wide, so
-    that a short one is padded alike whatever its batch holds. The head's location is a correction of a learned
-    average of the target's lags, so the network starts as a seasonal forecast.
+    that a short one is padded alike whatever its batch holds. The head's location is a correction of `SeasonalBase`,
+    so the network starts as a seasonal forecast; over the horizon it also reads the past seasons themselves.
     """
 
     def __init__(self, schema: PanelSchema, width: int, backbone: nn.Module, head: str = "quantile") -> None:
         super().__init__()
         self.embedding = CategoryEmbedding(schema.all_categories)
-        self.project = nn.Linear(len(schema.reals) + 1 + self.embedding.width, width)
+        self.base = SeasonalBase(schema, width)
+        self.project = nn.Linear(len(schema.reals) + 1 + self.base.cycles + self.embedding.width, width)
         self.backbone = backbone
         self.head = build_head(head, width)
         self.context = schema.context
         self.unknown = [0, *schema.past_reals]
-        self.n_lags = len(schema.lags)
-        self.lag_weights = nn.Parameter(torch.zeros(self.n_lags))
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Parameters of the head ``(B, H, P)`` and features ``(B, width)`` at the last known step."""
@@ -100,12 +100,14 @@ class SequenceForecaster(Forecaster):
         codes = torch.cat([align_right(batch["encoder_cat"], lengths, context), batch["decoder_cat"]], dim=1)
         future = decoder.clone()
         future[..., self.unknown] = 0.0
-        horizon = decoder.shape[1]
-        marker = encoder.new_zeros((encoder.shape[0], context + horizon, 1))
-        marker[:, context:] = 1.0
-        inputs = torch.cat([torch.cat([encoder, future], dim=1), marker, self.embedding(codes)], dim=-1)
+        history = encoder[..., 0]
+        seasons = self.base.seasons(history, decoder.shape[1])
+        past = nn.functional.pad(encoder, (0, 1 + self.base.cycles))
+        ahead = torch.cat([future, torch.ones_like(future[..., :1]), seasons], dim=-1)
+        inputs = torch.cat([torch.cat([past, ahead], dim=1), self.embedding(codes)], dim=-1)
         hidden = self.backbone(self.project(inputs))
-        base = (decoder[..., -self.n_lags :] * self.lag_weights.softmax(0)).sum(-1) if self.n_lags else None
+        lags = decoder[..., decoder.shape[-1] - self.base.n_lags :]
+        base = self.base(history, seasons, lags, hidden[:, context:])
         return self.head(hidden[:, context:], base), hidden[:, context - 1]
 
     def loss(self, batch: Batch) -> Tensor:

@@ -139,3 +139,17 @@ class HybridConfig(MambaConfig):
                 {"heads": self.heads, "width": self.width},
             )
         return self
+
+
+class GradientBoostingConfig(BaseModel):
+    """Gradient boosting: rows to learn from, trees, their leaves, and what each split may look at."""
+
+    model_config = ForecasterConfig.model_config
+
+    rows: Annotated[int, Field(ge=100)] = 250_000
+    trees: Count = 400
+    learning_rate: LearningRate = 0.06
+    leaves: Annotated[int, Field(ge=2)] = 31
+    least_rows: Count = 40
+    feature_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    max_epochs: Literal[1] = 1

@@ -7,7 +7,9 @@ from typing import Any
 from models.forecasters.base import Forecaster, SequenceForecaster
 from models.panel import PanelSchema
 
-FAMILIES = ("tft", "deepar", "tcn", "wavenet", "s4d", "mamba", "mamba2", "hybrid")
+NETWORKS = ("tft", "deepar", "tcn", "wavenet", "s4d", "mamba", "mamba2", "hybrid")
+"""Families that learn by a gradient."""
+FAMILIES = (*NETWORKS, "gradient_boosting")
 
 
 def build_forecaster(family: str, schema: PanelSchema, config: Any) -> Forecaster:
@@ -24,6 +26,10 @@ def build_forecaster(family: str, schema: PanelSchema, config: Any) -> Forecaste
         from models.forecasters.deepar import DeepAR
 
         return DeepAR(schema, config)
+    if family == "gradient_boosting":
+        from models.forecasters.gradient_boosting import GradientBoosting
+
+        return GradientBoosting(schema)
     if family == "wavenet":
         from models.forecasters.wavenet import WaveNet, WaveNetBackbone
         from models.heads import build_head

@@ -1,5 +1,5 @@
 """Baselines: what a forecaster has to beat, each forecasting the same windows as the forecasters.
 
-``statistical`` holds seasonal naive and AutoETS, ``boosting`` gradient boosting across series, ``additive`` Prophet, and
+``statistical`` holds seasonal naive and AutoETS, ``additive`` Prophet, and
 ``run`` calls any of them by name. Nothing is imported here, so that a process of a pool loads what it computes alone.
 """

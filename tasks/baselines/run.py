@@ -10,7 +10,6 @@ import numpy as np
 from models.panel import Panel, Windows
 from models.predictive import LEVELS
 from tasks.baselines.additive import forecast_prophet, require_prophet
-from tasks.baselines.boosting import forecast_boosting
 from tasks.baselines.statistical import BaselineForecast, forecast_baseline
 from tasks.errors import UserError
 from tasks.params import Baseline, Baselines
@@ -28,8 +27,7 @@ def require_packages(names: Iterable[str]) -> None:
 def forecast_fold(name: str, prepared: Prepared, settings: Baselines) -> BaselineForecast:
     """Forecast every window of the test fold with one baseline.
 
-    ``gradient_boosting`` learns from the training fold as the forecasters do; the others are fitted to each series'
-    own history before the cutoff.
+    They are fitted to each series' own history before the cutoff.
 
     Returns
     -------
@@ -44,8 +42,6 @@ def forecast_fold(name: str, prepared: Prepared, settings: Baselines) -> Baselin
     if name not in BASELINES:
         raise UserError(f"baselines.models in params.yaml names {name!r}; known are {', '.join(BASELINES)}.")
     levels = np.array(LEVELS)
-    if name == "gradient_boosting":
-        return forecast_boosting(prepared, levels)
     panel = prepared.panel
     series, cutoffs = histories(panel, prepared.fold("test", "evaluate"))
     labels = [str(label) for label in prepared.ids]

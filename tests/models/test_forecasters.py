@@ -25,7 +25,7 @@ from models.forecasters.config import (
     WaveNetConfig,
 )
 from models.forecasters.deepar import DeepAR, sample_quantiles
-from models.forecasters.factory import FAMILIES, Forecaster, build_forecaster
+from models.forecasters.factory import NETWORKS, Forecaster, build_forecaster
 from models.heads import QuantileHead
 from models.panel import Batch, Panel, PanelSchema, WindowLoader, Windows
 from models.predictive import LEVELS, MEDIAN
@@ -41,7 +41,7 @@ CONFIGS: dict[str, ForecasterConfig] = {
     "hybrid": HybridConfig(width=12, layers=3, state_size=4, heads=2),
 }
 SAMPLING = ("deepar", "wavenet")
-DIRECT = [family for family in FAMILIES if family not in SAMPLING]
+DIRECT = [family for family in NETWORKS if family not in SAMPLING]
 MakePanel = Callable[..., Panel]
 
 
@@ -63,8 +63,8 @@ def answer(network: Forecaster, batch: Batch) -> tuple[Tensor, Tensor]:
     return prediction.quantiles, prediction.features
 
 
-def test_every_family_has_a_configuration_under_test() -> None:
-    assert set(CONFIGS) == set(FAMILIES)
+def test_every_network_has_a_configuration_under_test() -> None:
+    assert set(CONFIGS) == set(NETWORKS)
 
 
 def test_unknown_family_is_named() -> None:
@@ -73,7 +73,7 @@ def test_unknown_family_is_named() -> None:
         build_forecaster("prophet", schema, CONFIGS["tcn"])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NETWORKS)
 def test_loss_falls_in_thirty_steps(family: str, panel: Panel) -> None:
     """On the batches of a loader, by a tenth of the first steps' mean at least."""
     network = build(family, panel.schema).train()
@@ -91,7 +91,7 @@ def test_loss_falls_in_thirty_steps(family: str, panel: Panel) -> None:
     assert last < first - 0.1 * abs(first)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NETWORKS)
 def test_every_parameter_that_is_trained_gets_a_gradient(family: str, panel: Panel) -> None:
     network = build(family, panel.schema).train()
     network.loss(panel.gather(windows_of((0, 30), (1, 12), (1, 3)))).backward()  # type: ignore[no-untyped-call]
@@ -100,7 +100,7 @@ def test_every_parameter_that_is_trained_gets_a_gradient(family: str, panel: Pan
     assert all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NETWORKS)
 def test_quantiles_are_sorted_in_the_targets_units(family: str, panel: Panel) -> None:
     batch = panel.gather(windows_of((0, 30), (1, 12), (2, 3)))
     quantiles, features = answer(build(family, panel.schema), batch)
@@ -113,7 +113,7 @@ def test_quantiles_are_sorted_in_the_targets_units(family: str, panel: Panel) ->
     assert ((quantiles[..., MEDIAN] - loc[:, None]).abs() < 10 * scale[:, None]).all()  # series lie at 20, 40, 60
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NETWORKS)
 @pytest.mark.parametrize("value", [float("nan"), 1e4])
 def test_the_future_is_not_read(family: str, value: float, panel: Panel) -> None:
     """Neither the true target nor past-only covariates of the horizon change a forecast."""
@@ -152,7 +152,7 @@ def test_features_end_with_the_history(family: str, panel: Panel) -> None:
     assert (difference.abs().amax(-1) > 0).all()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NETWORKS)
 def test_padding_is_not_read(family: str, panel: Panel) -> None:
     network = build(family, panel.schema)
     batch = panel.gather(windows_of((0, 30), (1, 4), (2, 7)))
@@ -165,7 +165,7 @@ def test_padding_is_not_read(family: str, panel: Panel) -> None:
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NETWORKS)
 @pytest.mark.parametrize("pair", [(1, 4), (2, 9), (0, 30)])
 def test_a_window_does_not_depend_on_its_batch(family: str, pair: tuple[int, int], panel: Panel) -> None:
     """Alone, its history is not padded at all; in company it is padded to the longest."""
@@ -178,7 +178,7 @@ def test_a_window_does_not_depend_on_its_batch(family: str, pair: tuple[int, int
     torch.testing.assert_close(together[0][:1], alone[0], rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NETWORKS)
 def test_saved_weights_give_the_same_forecast(family: str, panel: Panel, tmp_path: Path) -> None:
     """Through safetensors, into a network that began elsewhere."""
     network, other = build(family, panel.schema), build(family, panel.schema, seed=1)
@@ -191,7 +191,7 @@ def test_saved_weights_give_the_same_forecast(family: str, panel: Panel, tmp_pat
         torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NETWORKS)
 def test_a_deep_copy_answers_for_itself(family: str, panel: Panel) -> None:
     """A copy, as a trainer keeps of its best epoch, shares nothing with the original."""
     network = build(family, panel.schema)
@@ -205,7 +205,7 @@ def test_a_deep_copy_answers_for_itself(family: str, panel: Panel) -> None:
         torch.testing.assert_close(actual, value, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NETWORKS)
 @pytest.mark.parametrize("lags", [(), (4,)])
 def test_a_panel_of_targets_alone_is_enough(
     family: str, lags: tuple[int, ...], make_panel: MakePanel, schema: PanelSchema
