@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -104,9 +104,19 @@ class SequenceForecaster(Forecaster):
         marker = encoder.new_zeros((encoder.shape[0], context + horizon, 1))
         marker[:, context:] = 1.0
         inputs = torch.cat([torch.cat([encoder, future], dim=1), marker, self.embedding(codes)], dim=-1)
-        hidden = self.backbone(self.project(inputs))
+        hidden = self._last_hidden(inputs, horizon + 1)
         base = (decoder[..., -self.n_lags :] * self.lag_weights.softmax(0)).sum(-1) if self.n_lags else None
-        return self.head(hidden[:, context:], base), hidden[:, context - 1]
+        return self.head(hidden[:, 1:], base), hidden[:, 0]
+
+    def _last_hidden(self, inputs: Tensor, wanted: int) -> Tensor:
+        """The backbone's last ``wanted`` outputs ``(B, wanted, width)`` for inputs ``(B, T, I)``."""
+        backbone: Any = self.backbone
+        hidden: Tensor
+        if hasattr(backbone, "last"):
+            hidden = backbone.last(inputs, wanted, self.project)
+        else:
+            hidden = backbone(self.project(inputs))[:, -wanted:]
+        return hidden
 
     def loss(self, batch: Batch) -> Tensor:
         parameters, _ = self(batch)
