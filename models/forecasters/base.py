@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -105,10 +105,20 @@ class SequenceForecaster(Forecaster):
         past = nn.functional.pad(encoder, (0, 1 + self.base.cycles))
         ahead = torch.cat([future, torch.ones_like(future[..., :1]), seasons], dim=-1)
         inputs = torch.cat([torch.cat([past, ahead], dim=1), self.embedding(codes)], dim=-1)
-        hidden = self.backbone(self.project(inputs))
+        hidden = self._last_hidden(inputs, decoder.shape[1] + 1)
         lags = decoder[..., decoder.shape[-1] - self.base.n_lags :]
-        base = self.base(history, seasons, lags, hidden[:, context:])
-        return self.head(hidden[:, context:], base), hidden[:, context - 1]
+        base = self.base(history, seasons, lags, hidden[:, 1:])
+        return self.head(hidden[:, 1:], base), hidden[:, 0]
+
+    def _last_hidden(self, inputs: Tensor, wanted: int) -> Tensor:
+        """The backbone's last ``wanted`` outputs ``(B, wanted, width)`` for inputs ``(B, T, I)``."""
+        backbone: Any = self.backbone
+        hidden: Tensor
+        if hasattr(backbone, "last"):
+            hidden = backbone.last(inputs, wanted, self.project)
+        else:
+            hidden = backbone(self.project(inputs))[:, -wanted:]
+        return hidden
 
     def loss(self, batch: Batch) -> Tensor:
         parameters, _ = self(batch)

@@ -37,7 +37,7 @@ class DeepAR(Forecaster):
         rows = torch.arange(len(batch["encoder_lengths"]), device=batch["encoder_cont"].device)
         last = batch["encoder_cont"][rows, batch["encoder_lengths"] - 1, 0]
         previous = torch.cat([last[:, None], batch["decoder_cont"][:, :-1, 0]], dim=1)
-        return self.network.inputs(batch["decoder_cont"], batch["decoder_cat"], previous)
+        return self.network.inputs(batch["decoder_cont"], *self.network.split_codes(batch["decoder_cat"]), previous)
 
     @staticmethod
     def _normal(parameters: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ training, and paths are sampled by the equations of the LSTM with all that paths
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,27 +53,41 @@ class DeepARNetwork(nn.Module):
         width, hidden = 1 + len(schema.future_reals) + sum(size for _, size in sizes), config.hidden_size
         first = torch.tensor([0, *(count for count, _ in sizes)]).cumsum(0)[:-1]
         self.register_buffer("offsets", first, persistent=False)
+        self.n_static = len(schema.static)
         widths = [width, *[hidden] * (config.layers - 1)]
         self.layers = nn.ModuleList(nn.LSTM(size, hidden, batch_first=True) for size in widths)
         self.between = nn.ModuleList(Dropout(config.dropout) for _ in widths[1:])
         self.project = nn.Linear(hidden, 2)
         self.hidden_size = hidden
 
-    def inputs(self, reals: Tensor, codes: Tensor, previous: Tensor) -> Tensor:
-        """Inputs ``(B, T, W)``: ``previous`` ``(B, T)``, ``reals`` ``(B, T, R)`` less the first, codes ``(B, T, C)`` embedded.
+    def inputs(self, reals: Tensor, static: Tensor, codes: Tensor, previous: Tensor) -> Tensor:
+        """Inputs ``(B, T, W)``: ``previous``, ``reals`` less the first, and all categories embedded.
 
-        ``previous`` is the target one step before each step.
+        ``previous`` ``(B, T)`` is the target one step before each step, ``reals`` are ``(B, T, R)``, ``static`` ``(B, S)``
+        codes of a window and ``codes`` ``(B, T, C)`` those of a step.
         """
         parts = [previous[..., None], reals[..., 1:]]
-        if self.categories:
-            table = torch.block_diag(*(embedding.weight for embedding in self.embeddings))
-            parts.append(lookup_sum((codes + self.offsets).flatten(0, -2), table).view(*codes.shape[:-1], -1))
+        if self.n_static:  # embedded once a window
+            embedded = self._embed(static, slice(0, self.n_static))
+            parts.append(embedded[:, None].expand(-1, reals.shape[1], -1))
+        if codes.shape[-1]:
+            parts.append(self._embed(codes, slice(self.n_static, None)))
         return torch.cat(parts, dim=-1)
+
+    def _embed(self, codes: Tensor, chosen: slice) -> Tensor:
+        """Embeddings ``(..., width)`` of codes ``(..., C)``, those of the ``chosen`` categories, side by side."""
+        tables, offsets = list(self.embeddings)[chosen], self.offsets[chosen]
+        table = torch.block_diag(*(cast(nn.Embedding, each).weight for each in tables))
+        return lookup_sum((codes + (offsets - offsets[0])).flatten(0, -2), table).view(*codes.shape[:-1], -1)
+
+    def split_codes(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes of a window ``(B, S)``, which are those of its first step, and of its steps ``(B, T, C)``."""
+        return codes[:, 0, : self.n_static], codes[..., self.n_static :]
 
     def forward(self, batch: Batch) -> Tensor:
         """Parameters ``(B, H, 2)`` of each step of the horizon, given all true values before it."""
         reals = torch.cat([batch["encoder_cont"], batch["decoder_cont"]], dim=1)
-        codes = torch.cat([batch["encoder_cat"], batch["decoder_cat"]], dim=1)
+        static, codes = self.split_codes(torch.cat([batch["encoder_cat"], batch["decoder_cat"]], dim=1))
         lengths, steps, horizon = batch["encoder_lengths"], batch["encoder_cont"].shape[1], batch["decoder_cont"].shape[1]
         full = bool((lengths == steps).all())
         if not full:  # let each horizon follow its history at once; what is left over comes last and is not read
@@ -82,7 +96,7 @@ class DeepARNetwork(nn.Module):
             step = step.clamp(max=steps + horizon - 1)[..., None]
             reals = reals.gather(1, step.expand_as(reals))
             codes = codes.gather(1, step.expand_as(codes))
-        hidden = self.inputs(reals[:, 1:], codes[:, 1:], reals[:, :-1, 0])
+        hidden = self.inputs(reals[:, 1:], static, codes[:, 1:], reals[:, :-1, 0])
         hidden, _ = self._run(hidden, None)
         if full:
             hidden = hidden[:, steps - 1 :]
@@ -98,7 +112,8 @@ class DeepARNetwork(nn.Module):
         if reals.shape[1] == 1:
             zero = reals.new_zeros((len(self.layers), len(reals), self.hidden_size))
             return zero, zero
-        inputs = self.inputs(reals[:, 1:], batch["encoder_cat"][:, 1:], reals[:, :-1, 0])
+        static, codes = self.split_codes(batch["encoder_cat"])
+        inputs = self.inputs(reals[:, 1:], static, codes[:, 1:], reals[:, :-1, 0])
         if bool((lengths == inputs.shape[1]).all()):
             return self._run(inputs, None)[1]
         packed = pack_padded_sequence(inputs, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from models.decoding.streaming import State, StateSpec, check_state, zero_state
 from models.layers.causal_conv import CausalConv1d, receptive_field
+from models.layers.causal_residual import Convolution, causal_residual, keep_channels
 
 __all__ = ["TCNBackbone", "TCNBlock"]
+
+NUMBERS_AT_A_TIME = 600_000
+"""Steps times windows times channels that pass all blocks together on a CPU: a block's arrays stay in its cache."""
 
 
 class TCNBlock(nn.Module):
@@ -109,6 +115,32 @@ class TCNBackbone(nn.Module):
         output: Tensor = self.blocks(x.transpose(1, 2))
         return output.transpose(1, 2)
 
+    def last(self, inputs: Tensor, wanted: int, project: Callable[[Tensor], Tensor]) -> Tensor:
+        """`forward(project(inputs))`'s last `wanted` outputs, (batch, wanted, width), without what they do not depend on.
+
+        Equal to slicing `forward` in values and gradients, in fewer operations and faster ones; dropout has the same draws
+        for a batch that is not too large to pass at a time. Steps of `inputs` (batch, time, any) before the last `wanted` +
+        receptive_field - 1 are not read.
+        """
+        steps = min(inputs.shape[1], wanted - 1 + self.receptive_field)
+        seen = inputs[:, inputs.shape[1] - steps :].transpose(0, 1)
+        width = cast(nn.Conv1d, cast(TCNBlock, self.blocks[0]).first.convolution).out_channels
+        windows = max(1, NUMBERS_AT_A_TIME // (steps * width)) if inputs.device.type == "cpu" else len(inputs)
+        with parametrize.cached():
+            parts = [self._last(project(part), wanted) for part in seen.split(windows, dim=1)]
+        return (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]).transpose(0, 1)
+
+    def _last(self, x: Tensor, wanted: int) -> Tensor:
+        """The last `wanted` outputs (wanted, batch, width) from x (time, batch, width)."""
+        blocks = [cast(TCNBlock, block) for block in self.blocks]
+        views = [2 * block.first.padding for block in blocks]
+        for index, block in enumerate(blocks):
+            probability = block.first_dropout.p if block.training else 0.0
+            first, second = (_convolution(layer, x.shape[1], probability) for layer in (block.first, block.second))
+            needed = min(len(x), wanted + sum(views[index + 1 :]))
+            x = causal_residual(x, first, second, 2**index, needed, 1.0 / (1.0 - probability), rectified=index > 0)
+        return x
+
     def initial_state(self, batch: int, device: torch.device | str, dtype: torch.dtype) -> State:
         """State before the first step: the last inputs of every convolution, (batch, width, (kernel_size - 1) dilation)."""
         return zero_state(self._specs, batch, device, dtype)
@@ -134,3 +166,10 @@ class TCNBackbone(nn.Module):
             x_t, *pasts = cast(TCNBlock, block).step(x_t, first, second)
             after += pasts
         return x_t, tuple(after)
+
+
+def _convolution(layer: CausalConv1d, batch: int, probability: float) -> Convolution:
+    """A layer's weight and bias, and the channels that dropout keeps."""
+    convolution = cast(nn.Conv1d, layer.convolution)
+    weight = convolution.weight
+    return weight, cast(Tensor, convolution.bias), keep_channels(batch, len(weight), probability, weight)

@@ -36,7 +36,7 @@ class TFT(Forecaster):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Quantiles in the window's own scale ``(B, H, Q)`` and features ``(B, hidden)`` at the last known step."""
-        output = self.network(batch)
+        output = self.network(batch, attention=False)
         rows = torch.arange(len(output.encoded), device=output.encoded.device)
         return output.prediction, output.encoded[rows, batch["encoder_lengths"] - 1]
 
@@ -66,6 +66,7 @@ class TFT(Forecaster):
         steps = output.encoder_weights.shape[1]
         inside = torch.arange(steps, device=lengths.device)[None] < lengths[:, None]
         encoder = (output.encoder_weights * inside[..., None]).sum(1) / lengths[:, None]
+        assert output.attention is not None
         attention = output.attention.mean(dim=2)
         history = align_right(attention[..., :steps].transpose(1, 2), lengths, self.context).transpose(1, 2)
         return {

@@ -31,13 +31,14 @@ class TFTOutput(NamedTuple):
     ----------
     prediction : ``(B, H, outputs)``
     encoded : features of each step of the history ``(B, T, hidden)``, after the LSTM's gate
-    attention : weights of each head ``(B, H, heads, T + H)``; row h says what step h of the forecast reads
+    attention : weights of each head ``(B, H, heads, T + H)``; row h says what step h of the forecast reads; None where
+        they were not asked for
     static_weights, encoder_weights, decoder_weights : selection weights ``(B, V)``, ``(B, T, V)``, ``(B, H, V)``
     """
 
     prediction: Tensor
     encoded: Tensor
-    attention: Tensor
+    attention: Tensor | None
     static_weights: Tensor
     encoder_weights: Tensor
     decoder_weights: Tensor
@@ -91,8 +92,11 @@ class TFTNetwork(nn.Module):
         self.before_output = GateAddNorm(hidden, hidden)
         self.output = nn.Linear(hidden, outputs)
 
-    def forward(self, batch: Batch) -> TFTOutput:
-        """The whole network; ``batch`` in the layout of `models.panel`, histories left-aligned."""
+    def forward(self, batch: Batch, attention: bool = True) -> TFTOutput:
+        """The whole network; ``batch`` in the layout of `models.panel`, histories left-aligned.
+
+        Without ``attention`` the weights of the heads, which training does not need, are not written out.
+        """
         history, horizon = batch["encoder_cont"], batch["decoder_cont"].index_select(2, self.future)
         lengths, steps = batch["encoder_lengths"], history.shape[1]
         full = bool((lengths == steps).all())
@@ -116,11 +120,12 @@ class TFTNetwork(nn.Module):
         sequence = self.after_lstm(torch.cat([past_output, coming_output], dim=1), torch.cat([past, coming], dim=1))
         enriched = self.enrichment(sequence, self.enrichment_context(static)[:, None])
         mask = decoder_mask(steps, horizon.shape[1], None if full else lengths).to(history.device)
-        read, attention = self.attention(enriched[:, steps:], enriched, mask)
+        read = self.attention(enriched[:, steps:], enriched, mask)
+        weights = self.attention.weights(enriched[:, steps:], enriched, mask) if attention else None
         output = self.feed_forward(self.after_attention(read, enriched[:, steps:]))
         output = self.before_output(output, sequence[:, steps:])
         encoded = sequence[:, :steps]
-        return TFTOutput(self.output(output), encoded, attention, static_weights, encoder_weights, decoder_weights)
+        return TFTOutput(self.output(output), encoded, weights, static_weights, encoder_weights, decoder_weights)
 
     def _static(self, codes: Tensor, tables: Sequence[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
         """Static embedding ``(B, hidden)`` and selection weights ``(B, V)`` from codes ``(B, 1, V)``."""

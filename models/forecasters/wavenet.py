@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import cast
 
 import torch
@@ -12,14 +11,15 @@ from torch.nn import functional
 from models.decoding.streaming import State, StateSpec, check_state, zero_state
 from models.forecasters.base import CategoryEmbedding, Forecaster, Prediction, align_right
 from models.forecasters.deepar import sample_quantiles
+from models.forecasters.wavenet_paths import PathCache
 from models.heads import CategoricalHead, Head
 from models.layers.causal_conv import CausalConv1d, receptive_field
 from models.panel import Batch, PanelSchema
 
 __all__ = ["WaveNet", "WaveNetBackbone", "WaveNetBlock"]
 
-ROWS_AT_A_TIME = 2048
-"""Paths that are sampled together: enough to fill the processor's vectors, few enough to stay in its cache."""
+ROWS_AT_A_TIME = 8192
+"""Paths that are sampled together: enough that a step's arithmetic outweighs its calls, few enough to bound the memory."""
 
 
 class WaveNetBlock(nn.Module):
@@ -159,83 +159,6 @@ class WaveNetBackbone(nn.Module):
         return self.finish(skips), tuple(after)
 
 
-class PathCache:
-    """Steps of many paths that leave a shared history, each step O(blocks) whatever the dilations.
-
-    What a convolution reads from before the cutoff is the same for all paths of a window: it is computed once for a window
-    and a step, not once for a path. What it reads after the cutoff is an earlier input of the same block, kept as it is, so
-    nothing is shifted or copied. In evaluation mode equal to `WaveNetBackbone.step` on a forked state; with dropout on,
-    every path keeps one mask, of its own or shared by the paths of its window.
-
-    Parameters
-    ----------
-    backbone : WaveNetBackbone
-    state : State
-        After the shared history, of B windows.
-    paths, steps : int
-        Paths of a window, and how often `step` may be called.
-    share_masks : bool
-        Whether all paths of a window have the same dropout mask.
-    """
-
-    def __init__(self, backbone: WaveNetBackbone, state: State, paths: int, steps: int, share_masks: bool = False) -> None:
-        self.backbone, self.paths, self.now = backbone, paths, 0
-        self.blocks = [_BlockCache(cast(WaveNetBlock, block), past, paths, steps, share_masks)
-                       for block, past in zip(backbone.blocks, state, strict=True)]  # fmt: skip
-
-    def step(self, x_t: Tensor) -> Tensor:
-        """Next output (B * paths, width) from the next input (B * paths, width), the paths of a window together."""
-        x, skips = x_t, torch.zeros_like(x_t)
-        for block in self.blocks:
-            mixed = block.step(x, self.now)
-            skips += mixed[:, -block.width :]
-            if not block.last:
-                x = x + mixed[:, : block.width]
-        self.now += 1
-        return self.backbone.finish(skips)
-
-
-class _BlockCache:
-    """One block's weights as matrices, what it reads of the shared history, and its inputs since."""
-
-    def __init__(self, block: WaveNetBlock, past: Tensor, paths: int, steps: int, share_masks: bool) -> None:
-        convolution = cast(nn.Conv1d, block.convolution.convolution)
-        taps, dilation = convolution.weight.shape[2], convolution.dilation[0]
-        self.width, self.last, self.paths = block.width, block.last, paths
-        self.lags = [(taps - 1 - tap) * dilation for tap in range(taps - 1)]
-        # tanh(a) = 2 sigmoid(2 a) - 1, and torch's sigmoid is several times quicker: double the filter's half
-        double = torch.ones_like(convolution.weight[:, 0, 0])
-        double[: self.width] = 2.0
-        self.weights = [(weight.t() * double).contiguous() for weight in convolution.weight.unbind(2)]
-        self.bias = cast(Tensor, convolution.bias) * double
-        self.mix, self.mix_bias = block.mix.weight[..., 0].t().contiguous(), cast(Tensor, block.mix.bias)
-        self.inputs: deque[Tensor] = deque(maxlen=past.shape[2])
-        self.kept = min(self.lags) < steps  # longer dilations never read beyond the cutoff's own history
-        self.shared = []
-        for lag, weight in zip(self.lags, self.weights, strict=False):
-            start = past.shape[2] - lag
-            self.shared.append(past[:, :, start : start + min(lag, steps)].transpose(1, 2) @ weight)
-        self.mask = None
-        if block.dropout.training and block.dropout.p > 0.0:
-            rows, copies = (past.shape[0], paths) if share_masks else (past.shape[0] * paths, 1)
-            mask = functional.dropout(past.new_ones(rows, self.width), block.dropout.p)
-            self.mask = mask.repeat_interleave(copies, 0)
-
-    def step(self, x: Tensor, now: int) -> Tensor:
-        """Residual and skip (R, 2 width), or the skip alone, from inputs (R, width) at step `now` after the cutoff."""
-        gates = torch.addmm(self.bias, x, self.weights[-1])
-        for lag, weight, shared in zip(self.lags, self.weights, self.shared, strict=False):
-            if now < lag:
-                gates.view(-1, self.paths, gates.shape[1]).add_(shared[:, now, None])
-            else:
-                gates.addmm_(self.inputs[-lag], weight)
-        if self.kept:
-            self.inputs.append(x)
-        filtered, gate = gates.sigmoid_().chunk(2, dim=1)
-        z = torch.lerp(-gate, gate, filtered)  # (2 filtered - 1) gate
-        return torch.addmm(self.mix_bias, z if self.mask is None else z * self.mask, self.mix)
-
-
 class WaveNet(Forecaster):
     """Autoregressive WaveNet with any head: each step reads the target one step earlier and what is known of its own.
 
@@ -321,7 +244,7 @@ class WaveNet(Forecaster):
         state = self.backbone.initial_state(rows, known.device, known.dtype)
         hidden, state = self.backbone.extend(known, state)
         weight, bias = self.project.weight, self.project.bias
-        future = functional.linear(inputs[:, self.context :], weight[:, 1:], bias)
+        future = functional.linear(inputs[:, self.context :], weight[:, 1:], bias).permute(1, 2, 0)  # (H, width, B)
         drawn = []
         for piece in torch.arange(rows, device=inputs.device).split(max(1, ROWS_AT_A_TIME // paths)):
             loc, scale = (part.repeat_interleave(paths) for part in batch["target_scale"][piece].unbind(1))
@@ -329,10 +252,10 @@ class WaveNet(Forecaster):
             forked = tuple(part[piece] for part in state)
             cache = PathCache(self.backbone, forked, paths, length - self.context, self.paths_share_masks)
             steps = []
-            for step in range(length - self.context):
-                x_t = future[piece, step].repeat_interleave(paths, 0).addcmul(previous[:, None], weight[:, 0])
+            for step, known in enumerate(future[:, :, piece, None]):
+                x_t = torch.addcmul(known, weight[:, :1, None], previous.view(len(piece), paths)).flatten(1)
                 guess = base[piece, self.context + step].repeat_interleave(paths)
-                values = self.head.sample(self.head(cache.step(x_t), guess), loc, scale, generator)
+                values = self.head.draw(cache.step(x_t).t(), guess, loc, scale, generator)
                 previous = (values - loc) / scale
                 steps.append(values)
             drawn.append(torch.stack(steps, dim=-1).view(len(piece), paths, -1))

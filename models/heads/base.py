@@ -43,6 +43,15 @@ class Head(nn.Module, ABC):
     def sample(self, parameters: Tensor, loc: Tensor, scale: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """One independent draw for each (window, step), (B, H)."""
 
+    def draw(
+        self, hidden: Tensor, base: Tensor, loc: Tensor, scale: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """What `sample` draws for the parameters of hidden (N, W) and base (N,): (N,), from the same random numbers.
+
+        Without gradients, and quicker where a head can leave out what a draw does not need.
+        """
+        return self.sample(self(hidden, base), loc, scale, generator)
+
     @abstractmethod
     def mean_variance(self, parameters: Tensor, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance, (B, H) each, the variance in squared units of the target."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.heads.base import Head, on_axes_of, uniform_like
 from models.heads.bins import mu_law_bins, normal_bins, quantile_bins
@@ -13,6 +15,11 @@ from models.heads.bins import mu_law_bins, normal_bins, quantile_bins
 __all__ = ["CategoricalHead"]
 
 BinKind = Literal["mu_law", "quantile"]
+
+LOG2E = 1.0 / math.log(2.0)
+
+SPREAD = 60.0
+"""Logits that differ by less, in units of log 2, may be exponentiated together: no row's masses vanish in float32."""
 
 
 class CategoricalHead(Head):
@@ -111,6 +118,35 @@ class CategoricalHead(Head):
         values = self._invert(parameters, uniform[..., None])[..., 0] + parameters[..., -1]
         return values * on_axes_of(scale, values) + on_axes_of(loc, values)
 
+    @torch.no_grad()
+    def draw(
+        self, hidden: Tensor, base: Tensor, loc: Tensor, scale: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """`sample` in two stages: a group of bins by its mass, then a bin of the group."""
+        uniform = uniform_like(base, generator)
+        logits = torch.mm(hidden, self.project.weight.t() * LOG2E).add_(self.project.bias * LOG2E)
+        low, high = torch.aminmax(logits)
+        mass = logits.sub_(high if float(high - low) < SPREAD else logits.amax(1, keepdim=True)).exp2_()
+        size = next(size for size in (8, 4, 2, 1) if self.bins % size == 0)
+        groups, rows = self.bins // size, torch.arange(len(mass), device=mass.device)
+        upper = torch.ones((groups, groups), dtype=mass.dtype, device=mass.device).triu_()
+        cumulative = torch.mm(mass, upper.repeat_interleave(size, 0))
+        total = cumulative[:, -1]
+        level = uniform * total
+        group = (cumulative[:, :-1] < level[:, None]).sum(1)
+        before = functional.pad(cumulative, (1, 0)).flatten()[rows * (groups + 1) + group]
+        inside = mass.view(-1, size).index_select(0, rows * groups + group)
+        cumulative = torch.mm(inside, upper[:1, :1].expand(size, size).triu())
+        within = level - before
+        place = (cumulative[:, :-1] < within[:, None]).sum(1)
+        chosen = rows * size + place
+        mass, cumulative = inside.flatten()[chosen].clamp(min=torch.finfo(mass.dtype).tiny), cumulative.flatten()[chosen]
+        index = group * size + place
+        share = (1.0 - (cumulative - within) / mass).clamp(0.0, 1.0)
+        beyond = (1.0 - uniform) * total / mass
+        values = self._place(index, share, beyond, self.edges.to(mass), self._widths().to(mass)) + base
+        return values * scale + loc
+
     def mean_variance(self, parameters: Tensor, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         edges, widths, mass, _ = self._distribution(parameters)
         inner = 0.5 * (edges[1:] + edges[:-1])
@@ -143,9 +179,16 @@ class CategoricalHead(Head):
         tiny = torch.finfo(level.dtype).tiny
         mass, cumulative = mass.gather(-1, index), cumulative.gather(-1, index)
         share = (1.0 - (cumulative - level) / mass.clamp(min=tiny)).clamp(0.0, 1.0)
+        return self._place(index, share, (1.0 - level) / mass.clamp(min=tiny), edges, widths)
+
+    def _place(self, index: Tensor, share: Tensor, beyond: Tensor, edges: Tensor, widths: Tensor) -> Tensor:
+        """Value in bin ``index``, below which lies ``share`` of the bin's mass and above which ``beyond`` of it.
+
+        Both say the same, but near 1 it is ``beyond`` that keeps its digits.
+        """
+        tiny = torch.finfo(share.dtype).tiny
         inner = (index - 1).clamp(0, self.bins - 3)
         value = edges[inner] + share * widths[inner + 1]
         below = edges[0] + widths[0] * share.clamp(min=tiny).log()
-        beyond = ((1.0 - level) / mass.clamp(min=tiny)).clamp(tiny, 1.0)  # from above: 1 - level keeps its digits
-        above = edges[-1] - widths[-1] * beyond.log()
+        above = edges[-1] - widths[-1] * beyond.clamp(tiny, 1.0).log()
         return torch.where(index == 0, below, torch.where(index == self.bins - 1, above, value))

@@ -6,11 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.dropout import Dropout
+from models.layers.shared_value_attention import shared_value_attention, shared_value_attention_reference
 
 __all__ = ["InterpretableAttention", "decoder_mask"]
-
-MASKED = -1e9
-"""Score of a step that must not be attended to."""
 
 
 def decoder_mask(history: int, horizon: int, lengths: Tensor | None) -> Tensor:
@@ -57,20 +55,16 @@ class InterpretableAttention(nn.Module):
         for linear in (self.query, self.key, self.value):
             nn.init.zeros_(linear.bias)
 
-    def forward(self, queries: Tensor, steps: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, queries: Tensor, steps: Tensor, mask: Tensor) -> Tensor:
         """Read ``steps`` ``(B, T, width)`` for each of ``queries`` ``(B, H, width)``.
 
-        ``mask`` is bool, ``(1 or B, H, T)``, True where a step must not be read. Returns
-        ``(B, H, width)`` and the heads' weights ``(B, H, heads, T)``, which add to one over T.
+        ``mask`` is bool, ``(1 or B, H, T)``, True where a step must not be read.
         """
-        batch, horizon, _ = queries.shape
-        query = (self.query(queries) * self.head_width**-0.5).view(batch, horizon, self.heads, -1).transpose(1, 2)
-        key = self.key(steps).view(batch, -1, self.heads, self.head_width).transpose(1, 2)
-        penalty = torch.zeros_like(mask, dtype=steps.dtype).masked_fill_(mask, MASKED)
-        if len(mask) > 1:
-            penalty = penalty[:, None].expand(-1, self.heads, -1, -1).flatten(0, 1)
-        scores = torch.baddbmm(penalty, query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2))
-        weights = scores.view(batch, self.heads * horizon, -1).softmax(dim=-1)
-        read = (weights @ self.value(steps)).view(batch, self.heads, horizon, self.head_width)
+        read = shared_value_attention(self.query(queries), self.key(steps), self.value(steps), mask, self.heads)
         result: Tensor = self.dropout(self.output(self.dropout(read).mean(dim=1)))
-        return result, weights.view(batch, self.heads, horizon, -1).transpose(1, 2)
+        return result
+
+    def weights(self, queries: Tensor, steps: Tensor, mask: Tensor) -> Tensor:
+        """How much each head of `forward` reads of each step, ``(B, H, heads, T)``, adding to one over T."""
+        query, key, value = self.query(queries), self.key(steps), self.value(steps)
+        return shared_value_attention_reference(query, key, value, mask, self.heads)[1].transpose(1, 2)

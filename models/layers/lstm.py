@@ -10,8 +10,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 __all__ = ["lstm_in_blocks"]
 
-BLOCK = 200_000
-"""Steps times windows times hidden entries a block on a CPU, whose workspace then has about twelve megabytes."""
+BLOCK = 2_000_000
+"""Steps times windows times hidden entries a block on a CPU, whose workspace then has about 120 megabytes."""
 
 
 def lstm_in_blocks(
@@ -21,9 +21,9 @@ def lstm_in_blocks(
 
     A packed sequence goes through as it is.
 
-    On a CPU torch keeps a workspace for the backward pass that grows with T. Beyond 32 megabytes the C library asks the
-    operating system for it anew at every call, which costs as much time as the LSTM; blocks that hand the state on
-    need the same memory in pieces that are used again.
+    On a CPU torch keeps a workspace for the backward pass that grows with T; blocks that hand the state on put a limit to
+    it. Each block costs some copies, so blocks are as long as a workspace may be that the C library still keeps for the
+    next step (`tasks.train.KEEP_MEMORY`) and does not ask the operating system for anew.
     """
     if isinstance(values, PackedSequence) or values.device.type != "cpu":
         return lstm(values, state)

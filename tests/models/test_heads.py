@@ -292,3 +292,16 @@ def test_unknown_heads_and_options_are_refused_by_name() -> None:
         NegativeBinomialHead,
         CategoricalHead,
     ]
+
+
+@pytest.mark.parametrize("bins", [64, 12, 7])
+@pytest.mark.parametrize("size", [1.0, 300.0])
+def test_a_draw_of_bins_is_the_sample_of_the_same_random_numbers(bins: int, size: float) -> None:
+    """``size`` 300 gives logits that no float could hold the exponentials of."""
+    torch.manual_seed(0)
+    head = build_head("categorical", 8, bins=bins).double()
+    hidden, base = size * torch.randn(4000, 8, dtype=torch.float64), torch.randn(4000, dtype=torch.float64)
+    loc, scale = torch.randn(4000, dtype=torch.float64), torch.rand(4000, dtype=torch.float64) + 0.5
+    drawn = head.draw(hidden, base, loc, scale, torch.Generator().manual_seed(3))
+    expected = head.sample(head(hidden, base), loc, scale, torch.Generator().manual_seed(3))
+    torch.testing.assert_close(drawn, expected.detach(), rtol=1e-7, atol=1e-7)

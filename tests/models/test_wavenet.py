@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.decoding.streaming import fork
-from models.forecasters.wavenet import PathCache, WaveNet, WaveNetBackbone, WaveNetBlock
+from models.forecasters.wavenet import WaveNet, WaveNetBackbone, WaveNetBlock
+from models.forecasters.wavenet_paths import PathCache
 from models.heads import HEADS, CategoricalHead, build_head
 from models.panel import Batch, Panel, PanelSchema, Windows
 from models.predictive import MEDIAN
@@ -90,7 +91,7 @@ def test_cached_paths_equal_steps_on_a_forked_state(levels: int, stacks: int, ke
         cache, forked = PathCache(backbone, state, paths, steps), fork(state, paths)
         for x_t in torch.randn(steps, 2 * paths, WIDTH, dtype=torch.float64):
             expected, forked = backbone.step(x_t, forked)
-            torch.testing.assert_close(cache.step(x_t), expected, rtol=0.0, atol=1e-12)
+            torch.testing.assert_close(cache.step(x_t.t()).t(), expected, rtol=0.0, atol=1e-12)
 
 
 def test_a_cached_step_costs_the_same_at_any_receptive_field() -> None:
@@ -100,9 +101,9 @@ def test_a_cached_step_costs_the_same_at_any_receptive_field() -> None:
         with torch.no_grad():
             cache = PathCache(backbone, backbone.initial_state(1, "cpu", torch.float32), 10, 100)
             for _ in range(40):  # beyond the longest dilation, where nothing comes from the shared history
-                cache.step(torch.zeros(10, WIDTH))
+                cache.step(torch.zeros(WIDTH, 10))
             with FlopCounterMode(display=False) as counter:
-                cache.step(torch.zeros(10, WIDTH))
+                cache.step(torch.zeros(WIDTH, 10))
             counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0
 
@@ -239,8 +240,8 @@ def test_dropout_left_on_gives_each_path_a_mask_of_its_own() -> None:
     backbone = WaveNetBackbone(WIDTH, 1, 1, 2, dropout=0.5).double().train()
     with torch.no_grad():
         cache = PathCache(backbone, backbone.initial_state(1, "cpu", torch.float64), 6, 4)
-        x = torch.ones(6, WIDTH, dtype=torch.float64)
-        _, second, third = (cache.step(x) for _ in range(3))
+        x = torch.ones(WIDTH, 6, dtype=torch.float64)
+        _, second, third = (cache.step(x).t() for _ in range(3))
     assert len(second.unique(dim=0)) > 1
     assert torch.equal(second, third)
 
