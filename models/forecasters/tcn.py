@@ -135,7 +135,7 @@ class TCNBackbone(nn.Module):
         blocks = [cast(TCNBlock, block) for block in self.blocks]
         views = [2 * block.first.padding for block in blocks]
         for index, block in enumerate(blocks):
-            probability = block.first_dropout.p if block.training else 0.0
+            probability = block.first_dropout.p if block.first_dropout.training else 0.0
             first, second = (_convolution(layer, x.shape[1], probability) for layer in (block.first, block.second))
             needed = min(len(x), wanted + sum(views[index + 1 :]))
             x = causal_residual(x, first, second, 2**index, needed, 1.0 / (1.0 - probability), rectified=index > 0)

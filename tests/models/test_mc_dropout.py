@@ -156,11 +156,10 @@ class Still(nn.Module):
         super().__init__()
         self.head = head
 
-    def forward(self, hidden: Tensor, base: Tensor | None = None) -> Tensor:
-        return self.head(hidden, base)
-
-    def sample(self, parameters: Tensor, loc: Tensor, scale: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return parameters[..., 0] * scale + loc
+    def draw(
+        self, hidden: Tensor, base: Tensor, loc: Tensor, scale: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        return self.head(hidden, base)[..., 0] * scale + loc
 
 
 def noiseless(family: str, schema: PanelSchema) -> DeepAR | WaveNet:

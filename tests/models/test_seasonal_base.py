@@ -51,4 +51,4 @@ def test_it_can_learn_a_linear_map_of_the_history(schema: PanelSchema) -> None:
         return loss
 
     optimizer.step(closure)
-    assert float(closure()) < 1e-6
+    assert float(closure().detach()) < 1e-6
