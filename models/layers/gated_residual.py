@@ -52,7 +52,10 @@ class GatedLinearUnit(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.glu(self.linear(self.dropout(x)), dim=-1)
+        x = self.dropout(x)  # two products, as halves that are each contiguous are several times quicker to pass over
+        halves = zip(self.linear.weight.chunk(2), self.linear.bias.chunk(2), strict=True)
+        value, gate = (functional.linear(x, weight, bias) for weight, bias in halves)
+        return value * gate.sigmoid()
 
 
 class GateAddNorm(nn.Module):
