@@ -120,9 +120,10 @@ class TFTNetwork(nn.Module):
         sequence = self.after_lstm(torch.cat([past_output, coming_output], dim=1), torch.cat([past, coming], dim=1))
         enriched = self.enrichment(sequence, self.enrichment_context(static)[:, None])
         mask = decoder_mask(steps, horizon.shape[1], None if full else lengths).to(history.device)
-        read = self.attention(enriched[:, steps:], enriched, mask)
-        weights = self.attention.weights(enriched[:, steps:], enriched, mask) if attention else None
-        output = self.feed_forward(self.after_attention(read, enriched[:, steps:]))
+        queries = enriched[:, steps:]
+        read = self.attention(queries, enriched, mask)
+        weights = self.attention.weights(queries, enriched, mask) if attention else None
+        output = self.feed_forward(self.after_attention(read, queries))
         output = self.before_output(output, sequence[:, steps:])
         encoded = sequence[:, :steps]
         return TFTOutput(self.output(output), encoded, weights, static_weights, encoder_weights, decoder_weights)

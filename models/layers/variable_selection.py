@@ -176,20 +176,19 @@ class VariableSelection(nn.Module):
             return x.new_zeros((batch, steps, self.output)), x.new_zeros((batch, steps, 0))
         codes, flat = (codes + self.offsets).flatten(0, 1), x.flatten(0, 1)
         if self.weigh is None:
-            weights = x.new_ones((len(flat), 1))
+            weights = x.new_ones((1, len(flat)))
         else:
-            weights = self._weights(self.weigh, codes, tables, flat, slope, start, context, batch)
+            weights = self._weights(self.weigh, codes, tables, flat, slope, start, context)
         selected: Tensor | None = None
         if self.reals is not None:
-            by_real = weights[:, self.n_categories :].t().contiguous()
-            selected = self.reals(flat.t().contiguous(), slope, start, by_real)
+            selected = self.reals(flat.t().contiguous(), slope, start, weights[self.n_categories :])
         if self.n_categories:
             parts = [norm(table) for norm, table in zip(self.category_norms, tables, strict=True)]
-            by_category = weights[:, : self.n_categories]
+            by_category = weights[: self.n_categories].t()
             read = lookup_sum(codes, torch.cat(parts), by_category)
             selected = read if selected is None else selected + read
         assert selected is not None
-        return selected.view(batch, steps, -1), weights.view(batch, steps, -1)
+        return selected.view(batch, steps, -1), weights.t().view(batch, steps, -1)
 
     def _weights(
         self,
@@ -200,9 +199,8 @@ class VariableSelection(nn.Module):
         slope: Tensor,
         start: Tensor,
         context: Tensor | None,
-        batch: int,
     ) -> Tensor:
-        """Selection weights ``(B T, C + R)``, without the long vector of all embeddings.
+        """Selection weights ``(C + R, B T)``, without the long vector of all embeddings.
 
         Their network begins with two linear maps of that vector, W1 and the stretch of its skip connection; both are
         applied to each variable's embedding, which leaves one product with ``flat`` and one look-up a category.
@@ -220,9 +218,6 @@ class VariableSelection(nn.Module):
         if self.n_categories:
             parts = [table @ part for table, part in zip(tables, by_category, strict=True)]
             both = both + lookup_sum(codes, torch.cat(parts))
-        both = both.view(batch, -1, both.shape[1])
-        inner, skip = both[..., :hidden] + weigh.inner.bias, both[..., hidden:]
-        if weigh.resample is not None:
-            skip = weigh.resample.scaled(skip)
-        weights = weigh.finish(inner, skip, None if context is None else context[:, None])
-        return weights.softmax(dim=-1).flatten(0, 1)
+        both = both.t().contiguous()
+        inner, skip = both[:hidden] + weigh.inner.bias[:, None], both[hidden:]
+        return weigh.finish_by_entry(inner, skip, context).softmax(dim=0)

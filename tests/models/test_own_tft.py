@@ -308,6 +308,24 @@ def test_gated_residual_adds_its_context() -> None:
     torch.testing.assert_close(network(x, context)[:, 2], network(x[:, 2], context[:, 0]))
 
 
+@pytest.mark.parametrize("width", [3, 7])
+def test_gated_residual_by_entry_is_the_same_map(width: int) -> None:
+    """Entries first, for a width that stays (3) and one that is stretched from 7 to 3."""
+    torch.manual_seed(0)
+    net = GatedResidual(width, 4, 3, dropout=0.0, context=5).double()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter)
+    inner, skip, context = (torch.randn(6, 8, size, dtype=torch.float64, requires_grad=True) for size in (4, 3, 5))
+    of_window = context[:, 0]
+    scaled = skip if net.resample is None else net.resample.scaled(skip)
+    expected = net.finish(inner, scaled, of_window[:, None])
+    result = net.finish_by_entry(inner.flatten(0, 1).t(), skip.flatten(0, 1).t(), of_window).t().view(6, 8, 3)
+    torch.testing.assert_close(result, expected)
+    above, inputs = torch.randn_like(expected), [inner, skip, context, *net.parameters()]
+    gradients = (torch.autograd.grad(output, inputs, above, allow_unused=True) for output in (result, expected))
+    torch.testing.assert_close(*gradients)
+
+
 def test_interpretations_are_weights(panel: Panel) -> None:
     """They add to one over the variables or the steps read, and nothing is read that is not there."""
     torch.manual_seed(0)
