@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--dataset", choices=sorted(DATASETS), required=True)
     options.add_argument("--families", nargs="+", default=["tcn", "mamba", "deepar", "tft", "gradient_boosting"])
     options.add_argument("--members", type=at_least(1), default=2, help="networks a family")
-    options.add_argument("--epochs", type=at_least(1), default=8, help="epochs of 100 batches")
+    options.add_argument("--epochs", type=at_least(1), default=4, help="epochs of 100 batches")
     options.add_argument("--peers", type=Path, default=Path(".venv-peers/bin/python"), help="an interpreter that has the peers")
     options.add_argument("--no-peers", action="store_true", help="ours and the baselines alone")
     given = options.parse_args(arguments)
