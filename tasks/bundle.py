@@ -14,6 +14,7 @@ import torch
 
 from models.forecasters.base import Forecaster
 from models.panel import Panel, Windows
+from models.predictive import Predictive
 from models.uncertainty.calibration import INTERVAL_LEVELS, JOINT_LEVEL, Calibration
 from models.uncertainty.ensemble import decompose, pool
 from models.uncertainty.gate import Gate
@@ -24,12 +25,13 @@ from tasks.errors import UserError
 from tasks.files import atomic_dir, digest_of, file_md5, read_json, write_json
 from tasks.member import load_member
 from tasks.params import Params
-from tasks.predict import predict_windows
+from tasks.predict import Predicted, predict_windows
 from tasks.prepare import PREPARED
+from tasks.presets import passes_of
 from tasks.train import TRAINED
 
 BUNDLE = Path("artifacts/bundle")
-FORMAT = 1
+FORMAT = 2
 MINIMUM_HISTORY = 2  # a location and a scale need two values
 DISTRIBUTION_COLUMNS = ("mean", "median")
 BAND_COLUMNS = tuple(f"{side}-{level}" for level in INTERVAL_LEVELS for side in ("lo", "hi"))
@@ -80,6 +82,7 @@ class Bundle:
     params: Params
     encoding: Encoding
     members: tuple[Forecaster, ...]
+    families: tuple[str, ...]
     weights: torch.Tensor
     encoder: Forecaster
     pooling: str
@@ -102,6 +105,11 @@ class Bundle:
             if not (folder / path).is_file() or file_md5(folder / path) != digest:
                 raise UserError(f"the bundle's file '{path}' is not the one that was registered; register the model again.")
         content = read_json(folder / "bundle.json")
+        if content["format"] != FORMAT:
+            raise UserError(
+                f"the bundle has format {content['format']} and this version reads {FORMAT}; register the model again by "
+                "`weatherglass run`."
+            )
         params = Params.model_validate(content["params"], strict=False)
         encoding = Encoding.from_state(content["encoding"])
         loaded = {}
@@ -113,6 +121,7 @@ class Bundle:
             params=params,
             encoding=encoding,
             members=tuple(loaded.values()),
+            families=tuple(family for family, _ in loaded),
             weights=torch.tensor([row["weight"] for row in content["members"]], dtype=torch.float64),
             encoder=loaded[encoder_family(params), 0],
             pooling=content["pooling"],
@@ -135,10 +144,12 @@ class Bundle:
             raise UserError(
                 f"series {short} has {int(panel.observed.min())} value; a forecast needs at least {MINIMUM_HISTORY}."
             )
-        values = torch.stack([torch.from_numpy(self._quantiles(member, panel, windows)) for member in self.members])
+        predicted = [self._predict(index, panel, windows) for index in range(len(self.members))]
+        values = torch.stack([torch.from_numpy(each.quantiles) for each in predicted])
+        splits = torch.stack([_split(each) for each in predicted])
         predictive = self.calibration.apply(pool(values, self.weights, self.pooling))
-        aleatoric, epistemic = decompose(values, self.weights)
-        encoded = torch.from_numpy(predict_windows(self.encoder, panel, windows, self.params.train.seed)[1])
+        aleatoric, epistemic = decompose(values, self.weights, splits)
+        encoded = torch.from_numpy(predict_windows(self.encoder, panel, windows, self.params.train.seed).features)
         scale, level_features = panel.levels(windows)
         score = self.gate.score(gate_features(encoded, level_features))
         abstain = self.gate.abstain(score, relative_spread(predictive, scale))
@@ -165,5 +176,15 @@ class Bundle:
         }
         return pd.DataFrame(table)[list(FORECAST_COLUMNS)]
 
-    def _quantiles(self, member: Forecaster, panel: Panel, windows: Windows) -> np.ndarray:
-        return predict_windows(member, panel, windows, self.params.train.seed)[0]
+    def _predict(self, member: int, panel: Panel, windows: Windows) -> Predicted:
+        """A member's forecast, with as many MC dropout passes as it was evaluated with."""
+        passes = passes_of(self.params, self.families[member])
+        return predict_windows(self.members[member], panel, windows, self.params.train.seed, passes)
+
+
+def _split(predicted: Predicted) -> torch.Tensor:
+    """Aleatoric and epistemic variance within one member ``(2, n, H)``; all aleatoric without MC dropout passes."""
+    if predicted.split is not None:
+        return torch.from_numpy(predicted.split).double()
+    variance = Predictive(torch.from_numpy(predicted.quantiles)).variance
+    return torch.stack([variance, torch.zeros_like(variance)])

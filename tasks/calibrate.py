@@ -19,6 +19,7 @@ from tasks.ensemble import ENSEMBLE, pooled
 from tasks.files import atomic_dir, read_json, write_json
 from tasks.params import Params
 from tasks.prepare import Prepared, load_prepared
+from tasks.presets import statement
 from tasks.train import TRAINED
 
 CALIBRATION = Path("artifacts/calibration")
@@ -131,6 +132,7 @@ def guarantee_card(params: Params, root: Path, prepared: Prepared, calibration: 
     joint = coverage(*calibration.joint.band(predictive), target).all(dim=1).to(torch.float64)
     name = f"joint {JOINT_LEVEL} %"
     card["levels"][name] = _promise(n, JOINT_LEVEL / 100, effective_sample_size(joint, block))
+    card["uncertainty"] = statement(params)
     card["gate"] = {
         "encoder": encoder_family(params),
         "nominal_false_alarm_rate": gate.alpha,

@@ -11,8 +11,9 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from models.forecasters.base import Forecaster
 from models.panel import Batch
+from models.uncertainty.ensemble import decompose, pool
 
-__all__ = ["mc_dropout", "mc_dropout_quantiles", "stochastic_layers"]
+__all__ = ["mc_dropout", "mc_dropout_forecast", "mc_dropout_quantiles", "stochastic_layers"]
 
 SHARED_MASKS = "paths_share_masks"
 """Attribute of networks that sample paths: whether all paths of a window have one mask, or each a mask of its own."""
@@ -86,6 +87,17 @@ def mc_dropout_quantiles(forecaster: Forecaster, batch: Batch, passes: int, seed
     with mc_dropout(forecaster, share_masks=share_masks), torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
         torch.manual_seed(seed)
         return torch.stack([forecaster.predict(batch).quantiles for _ in range(passes)])
+
+
+def mc_dropout_forecast(forecaster: Forecaster, batch: Batch, passes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The mixture over ``passes``, as quantiles ``(B, H, Q)``, and its variance ``(2, B, H)``: aleatoric and epistemic.
+
+    Passes are draws of one posterior, each as likely as another, so their forecast is the mixture (Gal and Ghahramani,
+    2016, equation 6); the variance within passes is aleatoric, that between their means epistemic.
+    """
+    quantiles = mc_dropout_quantiles(forecaster, batch, passes, seed).double().cpu()
+    even = torch.full((passes,), 1.0 / passes, dtype=torch.float64)
+    return pool(quantiles, even, "linear").values, torch.stack(decompose(quantiles, even))
 
 
 def _name(forecaster: nn.Module) -> str:
