@@ -155,9 +155,11 @@ class Bundle:
         abstain = self.gate.abstain(score, relative_spread(predictive, scale))
         horizon = panel.schema.horizon
         rows = (panel.offsets[:-1] + panel.observed).numpy()[:, None] + np.arange(horizon)
+        series = [str(name) for name in frame["unique_id"].to_numpy()[rows[:, 0]]]
         per_step: dict[str, Any] = {"mean": predictive.mean, "median": predictive.median}
         for level in INTERVAL_LEVELS:
-            per_step[f"lo-{level}"], per_step[f"hi-{level}"] = self.calibration.step.interval(predictive, level)
+            bounds = self.calibration.interval(predictive, level, series)
+            per_step[f"lo-{level}"], per_step[f"hi-{level}"] = bounds
         per_step[JOINT_COLUMNS[0]], per_step[JOINT_COLUMNS[1]] = self.calibration.joint.band(predictive)
         if self.encoding.minimum is not None:  # a count is never below it, so no interval loses coverage by this
             per_step = {name: value.clamp(min=self.encoding.minimum) for name, value in per_step.items()}

@@ -15,7 +15,7 @@ from models.uncertainty.calibration import INTERVAL_LEVELS, JOINT_LEVEL, Calibra
 from models.uncertainty.gate import Gate
 from models.uncertainty.perturb import PERTURBATIONS, perturbed_panel
 from tasks.baselines.run import forecast_fold, require_packages
-from tasks.calibrate import encoder_family, gate_features, load_calibration, relative_spread
+from tasks.calibrate import encoder_family, gate_features, load_calibration, relative_spread, window_series
 from tasks.ensemble import ENSEMBLE, pooled
 from tasks.files import atomic_dir, read_json, write_json
 from tasks.folds import claim
@@ -65,10 +65,11 @@ def evaluate(params: Params, root: Path) -> tuple[dict[str, float], Evidence, Pr
     target = prepared.panel.targets(windows)
     scale = seasonal_error(prepared)[windows.series]
     calibrations, gate, _ = load_calibration(root)
+    series = window_series(prepared, windows)
     metrics: dict[str, float] = {}
     for model, calibration in calibrations.items():
         predictive = calibration.apply(pooled(root, model, "test", "evaluate"))
-        intervals = {level: calibration.step.interval(predictive, level) for level in INTERVAL_LEVELS}
+        intervals = {level: calibration.interval(predictive, level, series) for level in INTERVAL_LEVELS}
         joint = calibration.joint.band(predictive)
         metrics |= _prefixed(model, model_metrics(predictive, target, scale, intervals, joint))
     for name in params.baselines.models:
@@ -133,14 +134,14 @@ def gather_evidence(params: Params, root: Path, prepared: Prepared, calibration:
     windows = prepared.fold("test", "evaluate")
     target = prepared.panel.targets(windows)
     before = pooled(root, ENSEMBLE, "test", "evaluate")
-    after = calibration.apply(before)
+    after, series = calibration.apply(before), window_series(prepared, windows)
     scale, level_features = prepared.panel.levels(windows)
     encoded = torch.from_numpy(np.load(root / TRAINED / encoder_family(params) / "features_test.npy"))
     return Evidence(
         target=target,
         before=before,
         after=after,
-        intervals={level: calibration.step.interval(after, level) for level in INTERVAL_LEVELS},
+        intervals={level: calibration.interval(after, level, series) for level in INTERVAL_LEVELS},
         joint=calibration.joint.band(after),
         spread=relative_spread(after, scale),
         risk=(target - after.median).abs().mean(dim=1) / scale,

@@ -20,6 +20,8 @@ RELIABLE: dict[str, Any] = {
     "ensemble.dropout_passes": 0,
     "ensemble.pooling": "quantile_average",
     "calibration.temperature": "per_step",
+    "calibration.score": "tail",
+    "calibration.groups": "none",
     "calibration.ood_alpha": 0.05,
     "calibration.abstain_fraction": 0.05,
 }
@@ -52,7 +54,12 @@ PRESETS: dict[str, Preset] = {
     "safety_critical": Preset(
         "a deep ensemble, pooled as a mixture; conformal intervals ranked for each series by itself where it has windows "
         "enough; an alarm and abstention twice as ready",
-        {"ensemble.pooling": "linear", "calibration.ood_alpha": 0.1, "calibration.abstain_fraction": 0.1},
+        {
+            "ensemble.pooling": "linear",
+            "calibration.groups": "series",
+            "calibration.ood_alpha": 0.1,
+            "calibration.abstain_fraction": 0.1,
+        },
     ),
     "constrained": Preset(
         "one network of the smallest family listed, with 10 passes of MC dropout; temperature, then conformal intervals",
