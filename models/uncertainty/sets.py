@@ -162,13 +162,19 @@ def set_summary(sets: Tensor) -> dict[str, float]:
 
 
 def run_bounds(sets: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
-    """Interval ``(...)`` of values that a contiguous run of bins ``(..., K)`` covers; ``edges`` ``(K - 1,)`` between bins.
+    """Interval ``(...)`` of values that a contiguous run of bins ``(..., K)`` covers.
 
-    The outer bins are open, so a run that reaches one has an infinite bound; an empty run has lower = inf, upper = -inf.
+    ``edges`` between bins are ``(K - 1,)``, or ``(..., K - 1)`` where each run has its own. The outer bins are open, so a
+    run that reaches one has an infinite bound; an empty run has lower = inf, upper = -inf.
     """
-    wall = torch.tensor([math.inf], dtype=torch.float64)
-    walls = torch.cat([-wall, edges.to(torch.float64), wall])
-    first = sets.int().argmax(-1)
-    last = sets.shape[-1] - 1 - sets.flip(-1).int().argmax(-1)
+    wall = torch.full((*edges.shape[:-1], 1), math.inf, dtype=torch.float64)
+    walls = torch.cat([-wall, edges.to(torch.float64), wall], dim=-1).expand(*sets.shape[:-1], -1)
+    first, last = run_ends(sets)
+    lower, upper = (walls.gather(-1, place[..., None])[..., 0] for place in (first, last + 1))
     empty = ~sets.any(-1)
-    return torch.where(empty, math.inf, walls[first]), torch.where(empty, -math.inf, walls[last + 1])
+    return torch.where(empty, math.inf, lower), torch.where(empty, -math.inf, upper)
+
+
+def run_ends(sets: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last bin ``(...)`` of contiguous runs ``(..., K)``, counted from 0; of an empty run, all of them."""
+    return sets.int().argmax(-1), sets.shape[-1] - 1 - sets.flip(-1).int().argmax(-1)

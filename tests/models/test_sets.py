@@ -195,6 +195,10 @@ def test_runs_become_intervals_with_open_outer_bins() -> None:
     inf = math.inf
     assert lower.tolist() == [0.0, -inf, 3.0, -inf, inf]
     assert upper.tolist() == [3.0, 0.0, inf, inf, -inf]
+    own = torch.stack([edges, edges + 10.0])[:, None]
+    lower, upper = run_bounds(chosen[:2].expand(2, -1, -1), own)
+    assert lower.tolist() == [[0.0, -inf], [10.0, -inf]]
+    assert upper.tolist() == [[3.0, 0.0], [13.0, 10.0]]
 
 
 def test_bad_input_is_named() -> None:

@@ -184,8 +184,15 @@ def test_metrics_have_flat_keys_and_the_values_of_their_formulas(evaluated_proje
         f"{a}_{b}" for a in ("coverage", "width") for b in (80, 90, 95)
     }
     joint = {"joint_coverage_90", "joint_width_90"}
+    repairs = {f"{score}_{when}" for score in ("ece", "bin_ece", "pit_ks", "crps") for when in ("before", "after")}
+    repairs |= {"bonferroni_width_90"}
     trust = {"ood_auroc", "ood_fpr95", "ood_false_alarm_rate", "abstain_rate", "aurc", "aurc_oracle"}
-    expected = {"ensemble": common | joint | trust, "tcn": common | joint, "mamba": common | joint, "seasonal_naive": common}
+    expected = {
+        "ensemble": common | joint | trust | repairs,
+        "tcn": common | joint,
+        "mamba": common | joint,
+        "seasonal_naive": common,
+    }
     assert set(metrics) == {f"{model}/{key}" for model, keys in expected.items() for key in keys}
 
     truth = prepared.panel.targets(prepared.windows["test"]).double().numpy()
@@ -196,6 +203,8 @@ def test_metrics_have_flat_keys_and_the_values_of_their_formulas(evaluated_proje
     assert metrics["seasonal_naive/wql"] == pytest.approx((2 * pinball.sum((0, 1)) / np.abs(truth).sum()).mean(), rel=1e-4)
     wape = np.abs(truth - values[..., MEDIAN]).sum() / np.abs(truth).sum()
     assert metrics["seasonal_naive/wape"] == pytest.approx(wape, rel=1e-4)
+    for score in ("ece", "pit_ks", "crps"):
+        assert metrics[f"ensemble/{score}_after"] == pytest.approx(metrics[f"ensemble/{score}"], abs=1e-5)
     assert metrics["ensemble/aurc_oracle"] <= metrics["ensemble/aurc"]
     assert metrics["ensemble/width_80"] < metrics["ensemble/width_90"] < metrics["ensemble/width_95"]
 
