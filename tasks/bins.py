@@ -12,10 +12,10 @@ DECILES = torch.arange(1, 10, dtype=torch.float64) / 10
 LEAST_VALUES = 10  # of a series, for deciles of its own
 
 
-def series_edges(prepared: Prepared) -> Tensor:
-    """Edges between the bins of each series, ``(n_series, 9)``, from the training fold.
+def series_edges(prepared: Prepared) -> tuple[Tensor, Tensor]:
+    """Edges between the bins of each series ``(n_series, 9)`` and of all together ``(9,)``, from the training fold.
 
-    A series with fewer than ten training values gets the deciles of all series' together.
+    A series with fewer than ten training values gets those of all together.
     """
     claim("train", "fit feature statistics")
     panel = prepared.panel
@@ -25,7 +25,7 @@ def series_edges(prepared: Prepared) -> Tensor:
         start, length = int(panel.offsets[index]), max(0, min(end - first, int(panel.observed[index])))
         values.append(known(panel.rows[start : start + length, 0]))
     shared = deciles(torch.cat(values))
-    return torch.stack([deciles(each) if len(each) >= LEAST_VALUES else shared for each in values])
+    return torch.stack([deciles(each) if len(each) >= LEAST_VALUES else shared for each in values]), shared
 
 
 def deciles(values: Tensor) -> Tensor:

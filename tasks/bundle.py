@@ -28,6 +28,7 @@ from tasks.params import Params
 from tasks.predict import Predicted, predict_windows
 from tasks.prepare import PREPARED
 from tasks.presets import passes_of
+from tasks.sets import SET_COLUMNS, DecileSets, load_sets
 from tasks.train import TRAINED
 
 BUNDLE = Path("artifacts/bundle")
@@ -44,9 +45,16 @@ FORECAST_COLUMNS = (
 )  # fmt: skip
 
 
+def forecast_columns(params: Params) -> tuple[str, ...]:
+    """The columns that users receive, with those of conformal sets before the last where the run makes them."""
+    extra = SET_COLUMNS if params.calibration.sets != "none" else ()
+    return (*FORECAST_COLUMNS[:-1], *extra, FORECAST_COLUMNS[-1])
+
+
 def write_bundle(params: Params, root: Path) -> Path:
     """Bring weights, repairs, gate, encoding, params and card together in ``artifacts/bundle``."""
     calibrations, _, card = load_calibration(root)
+    sets = load_sets(root)
     with atomic_dir(root / BUNDLE) as folder:
         for family in params.families:
             (folder / "members" / family).mkdir(parents=True)
@@ -59,6 +67,7 @@ def write_bundle(params: Params, root: Path) -> Path:
             "pooling": read_json(root / POOLED / "weights.json")["pooling"],
             "members": member_weights(root),
             "calibration": calibrations[ENSEMBLE].state(),
+            "sets": None if sets is None else sets.state(),
             "encoding": read_json(root / PREPARED / "encoding.json"),
             "params": params.model_dump(mode="json"),
             "card": card,
@@ -87,6 +96,7 @@ class Bundle:
     encoder: Forecaster
     pooling: str
     calibration: Calibration
+    sets: DecileSets | None
     gate: Gate
     card: Mapping[str, Any]
     name: str
@@ -126,6 +136,7 @@ class Bundle:
             encoder=loaded[encoder_family(params), 0],
             pooling=content["pooling"],
             calibration=Calibration.from_state(content["calibration"]),
+            sets=None if content["sets"] is None else DecileSets.from_state(content["sets"]),
             gate=Gate.from_tensors(load_file(folder / "gate.safetensors")),
             card=content["card"],
             name=name,
@@ -161,6 +172,8 @@ class Bundle:
             bounds = self.calibration.interval(predictive, level, series)
             per_step[f"lo-{level}"], per_step[f"hi-{level}"] = bounds
         per_step[JOINT_COLUMNS[0]], per_step[JOINT_COLUMNS[1]] = self.calibration.joint.band(predictive)
+        if self.sets is not None:
+            per_step |= self.sets.columns(predictive, self._set_edges(self.sets, panel, series))
         if self.encoding.minimum is not None:  # a count is never below it, so no interval loses coverage by this
             per_step = {name: value.clamp(min=self.encoding.minimum) for name, value in per_step.items()}
         per_step |= {"aleatoric": aleatoric, "epistemic": epistemic}
@@ -176,7 +189,18 @@ class Bundle:
             "abstain": np.repeat(abstain.numpy(), horizon),
             "model": self.name,
         }
-        return pd.DataFrame(table)[list(FORECAST_COLUMNS)]
+        return pd.DataFrame(table)[list(forecast_columns(self.params))]
+
+    @staticmethod
+    def _set_edges(sets: DecileSets, panel: Panel, series: list[str]) -> torch.Tensor:
+        """Edges of each series' bins ``(n_series, 9)``."""
+        starts, lengths = panel.offsets.tolist(), panel.observed.tolist()
+        return torch.stack(
+            [
+                sets.edges_of(name, panel.rows[start : start + length, 0])
+                for name, start, length in zip(series, starts, lengths, strict=False)
+            ]
+        )
 
     def _predict(self, member: int, panel: Panel, windows: Windows) -> Predicted:
         """A member's forecast, with as many MC dropout passes as it was evaluated with."""

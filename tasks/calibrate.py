@@ -25,6 +25,7 @@ from tasks.files import atomic_dir, read_json, write_json
 from tasks.params import Params
 from tasks.prepare import Prepared, load_prepared
 from tasks.presets import statement
+from tasks.sets import SETS, DecileSets
 from tasks.train import TRAINED
 
 CALIBRATION = Path("artifacts/calibration")
@@ -60,7 +61,8 @@ def relative_spread(predictive: Predictive, scale: Tensor) -> Tensor:
 def calibrate(params: Params, root: Path) -> Path:
     """Fit every repair on its own fold; writes and returns ``artifacts/calibration``.
 
-    ``calibration.json`` holds each model's repairs, ``gate.safetensors`` the gate, ``card.json`` the guarantee card.
+    ``calibration.json`` holds each model's repairs, ``gate.safetensors`` the gate, ``card.json`` the guarantee card, and
+    ``sets.json`` the conformal sets where ``calibration.sets`` asks for them.
     """
     from safetensors.torch import save_file
 
@@ -68,10 +70,15 @@ def calibrate(params: Params, root: Path) -> Path:
     models = (ENSEMBLE, *params.families)
     fitted = {model: _fit(params, root, prepared, model) for model in models}
     gate = fit_gate(params, root, prepared, fitted[ENSEMBLE])
+    sets = DecileSets.fit(root, prepared, fitted[ENSEMBLE]) if params.calibration.sets == "ordinal" else None
     with atomic_dir(root / CALIBRATION) as folder:
         write_json(folder / "calibration.json", {model: calibration.state() for model, calibration in fitted.items()})
         save_file(gate.tensors(), folder / "gate.safetensors")
-        write_json(folder / "card.json", guarantee_card(params, root, prepared, fitted[ENSEMBLE], gate))
+        card = guarantee_card(params, root, prepared, fitted[ENSEMBLE], gate)
+        if sets is not None:
+            write_json(folder / SETS.name, sets.state())
+            card["sets"] = sets.record()
+        write_json(folder / "card.json", card)
     return root / CALIBRATION
 
 

@@ -22,6 +22,7 @@ from tasks.folds import claim
 from tasks.params import Params
 from tasks.prepare import Prepared, load_prepared
 from tasks.repairs import repair_metrics
+from tasks.sets import set_metrics
 from tasks.train import TRAINED
 
 BASELINE = Path("artifacts/baselines")
@@ -79,7 +80,8 @@ def evaluate(params: Params, root: Path) -> tuple[dict[str, float], Evidence, Pr
         metrics |= _prefixed(name, model_metrics(predictive, target, scale, intervals, None))
     evidence = gather_evidence(params, root, prepared, calibrations[ENSEMBLE], gate)
     metrics |= _prefixed(ENSEMBLE, trust_metrics(evidence))
-    metrics |= _prefixed(ENSEMBLE, repair_metrics(root, prepared, calibrations[ENSEMBLE]))
+    for measure in (repair_metrics, set_metrics):
+        metrics |= _prefixed(ENSEMBLE, measure(root, prepared, calibrations[ENSEMBLE]))
     write_json(root / METRICS, {key: round(value, 6) for key, value in metrics.items() if np.isfinite(value)})
     write_plots(root, evidence)
     return metrics, evidence, prepared

@@ -195,6 +195,7 @@ class Calibration(_Block):
     temperature: Annotated[Literal["per_step", "global", "none"], ByPreset] = "per_step"
     score: Annotated[Literal["tail", "cqr", "scaled_residual"], ByPreset] = "tail"
     groups: Annotated[Literal["none", "series"], ByPreset] = "none"
+    sets: Annotated[Literal["none", "ordinal"], ByPreset] = "none"
     ood_alpha: Annotated[float, Field(gt=0.0, lt=0.5), ByPreset] = 0.05
     abstain_fraction: Annotated[Fraction, ByPreset] = 0.05
 

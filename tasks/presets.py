@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from tasks.params import Params
 
-PresetName = Literal["quick", "reliable", "safety_critical", "constrained"]
+PresetName = Literal["quick", "reliable", "safety_critical", "sets", "constrained"]
 
 RELIABLE: dict[str, Any] = {
     "train.members": 4,
@@ -22,6 +22,7 @@ RELIABLE: dict[str, Any] = {
     "calibration.temperature": "per_step",
     "calibration.score": "tail",
     "calibration.groups": "none",
+    "calibration.sets": "none",
     "calibration.ood_alpha": 0.05,
     "calibration.abstain_fraction": 0.05,
 }
@@ -60,6 +61,10 @@ PRESETS: dict[str, Preset] = {
             "calibration.ood_alpha": 0.1,
             "calibration.abstain_fraction": 0.1,
         },
+    ),
+    "sets": Preset(
+        "a deep ensemble; besides intervals, conformal sets: the run of a series' decile bins that holds each step's value",
+        {"calibration.sets": "ordinal"},
     ),
     "constrained": Preset(
         "one network of the smallest family listed, with 10 passes of MC dropout; temperature, then conformal intervals",

@@ -27,7 +27,7 @@ def repair_metrics(root: Path, prepared: Prepared, calibration: Calibration) -> 
     band that Bonferroni's bound would give, to hold beside ``joint_width``; infinite where the fold is too short for it.
     """
     windows = prepared.fold("test", "evaluate")
-    target, edges = prepared.panel.targets(windows), series_edges(prepared)[windows.series][:, None]
+    target, edges = prepared.panel.targets(windows), series_edges(prepared)[0][windows.series][:, None]
     before = pooled(root, ENSEMBLE, "test", "evaluate")
     after = calibration.apply(before)
     found: dict[str, float] = {}

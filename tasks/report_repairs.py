@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from tasks.repairs import BAND_KEY
 from tasks.report import ReportData, format_metric
+from tasks.sets import SET_LEVEL
 
 __all__ = ["Repair", "Repairs", "repairs", "without_repairs"]
 
@@ -32,10 +33,10 @@ class Repair:
 
 @dataclass(frozen=True)
 class Repairs:
-    """The rows of the table, and a sentence on the joint band's width; empty where it was not measured."""
+    """The rows of the table, and sentences on the joint band's width and on conformal sets where they were measured."""
 
     rows: tuple[Repair, ...]
-    band: str
+    sentences: tuple[str, ...]
 
 
 def repairs(data: ReportData) -> Repairs:
@@ -59,13 +60,20 @@ def repairs(data: ReportData) -> Repairs:
         band = "Bonferroni's bound has no finite band here: each step's level asks for more calibration windows than there are."
     else:
         band = ""
-    return Repairs(tuple(rows), band)
+    sets = ""
+    covered, size = (own.get(f"set_{name}_{SET_LEVEL}", math.nan) for name in ("coverage", "size"))
+    if math.isfinite(covered):
+        sets = (
+            f"The {SET_LEVEL} % sets hold {covered:.1%} of test values and are {size:.1f} of a series' ten decile bins wide on "
+            "average."
+        )
+    return Repairs(tuple(rows), tuple(sentence for sentence in (band, sets) if sentence))
 
 
 def without_repairs(data: ReportData) -> ReportData:
     """The data without the scores that this section shows, for the leaderboard."""
     hidden = {f"{data.ensemble}/{key}_{when}" for key, _, _ in SCORES for when in ("before", "after")}
-    hidden.add(f"{data.ensemble}/{BAND_KEY}")
+    hidden |= {f"{data.ensemble}/{key}" for key in (BAND_KEY, f"set_coverage_{SET_LEVEL}", f"set_size_{SET_LEVEL}")}
     return replace(data, metrics={key: value for key, value in data.metrics.items() if key not in hidden})
 
 

@@ -22,7 +22,7 @@ def test_bins_hold_a_tenth_each_and_counts_lie_between_edges() -> None:
 
 def test_edges_come_from_training_alone_and_from_all_series_where_one_has_too_few(prepared_project: Path) -> None:
     prepared = load_prepared(prepared_project)
-    edges = series_edges(prepared)
+    edges, shared = series_edges(prepared)
     assert edges.shape == (7, 9)
     end = next(fold["end"] for fold in prepared.meta["folds"] if fold["name"] == "train")
     start = int(prepared.panel.offsets[0])
@@ -30,4 +30,5 @@ def test_edges_come_from_training_alone_and_from_all_series_where_one_has_too_fe
     torch.testing.assert_close(edges[0], deciles(prepared.panel.rows[start : start + end - first, 0]))
     short = prepared.ids.tolist().index("short")
     assert end - int(prepared.meta["first_step"][short]) < 10, "the short series starts after training"
-    assert edges[short][0] < 60 < 100 < edges[short][-1], "its deciles are those of all series together"
+    assert torch.equal(edges[short], shared)
+    assert shared[0] < 60 < 100 < shared[-1]

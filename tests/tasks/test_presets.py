@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from flows.pipeline import preset_line
 from models.forecasters.factory import FAMILIES, build_forecaster
 from models.panel import PanelSchema
+from models.uncertainty.guarantee import coverage_band
 from models.uncertainty.mc_dropout import stochastic_layers
 from tasks.bundle import Bundle, write_bundle
 from tasks.calibrate import calibrate, load_calibration
@@ -88,7 +90,7 @@ class Run:
         evaluate_and_report(params, root, {})
         self.metrics: dict[str, float] = read_json(root / "metrics/test.json")
         self.card = load_calibration(root)[2]
-        self.report = (root / "reports/report.html").read_text(encoding="utf-8")
+        self.report = html.unescape((root / "reports/report.html").read_text(encoding="utf-8"))
         self.bundle = Bundle.load(write_bundle(params, root))
         history = pd.read_parquet(root / "data/ingested/panel.parquet")
         self.forecast = self.bundle.forecast(with_future_rows(history, self.bundle.encoding))
@@ -145,6 +147,33 @@ def test_passes_show_in_the_split_and_who_has_none_on_the_card(run: Run) -> None
         assert said == ("gradient_boosting, with one forecast a member (gradient_boosting has no stochastic layer)")
     else:
         assert said == ""
+
+
+def test_sets_are_runs_of_bins_that_hold_their_share(run: Run) -> None:
+    columns = ["set-first-90", "set-last-90", "set-lo-90", "set-hi-90"]
+    if run.params.calibration.sets == "none":
+        assert not set(columns) & set(run.forecast.columns)
+        assert "ensemble/set_size_90" not in run.metrics
+        return
+    first, last, lower, upper = (run.forecast[name] for name in columns)
+    assert first.between(1, 10).all()
+    assert (last.between(1, 10) & (first <= last)).all()
+    assert ((lower == -np.inf) == (first == 1)).all()
+    assert ((upper == np.inf) == (last == 10)).all()
+    assert ((lower < run.forecast["hi-90"]) & (run.forecast["lo-90"] < upper)).all(), "sets and intervals meet"
+    card = run.card["sets"]
+    low, high = coverage_band(card["n"] / 4, 42, 0.9, confidence=0.999)  # windows overlap, and steps of one go together
+    assert low <= run.metrics["ensemble/set_coverage_90"] <= high
+    assert 1 <= run.metrics["ensemble/set_size_90"] < 8
+    assert (card["rank"], card["finite"]) == (197, True)
+    assert "of a series' ten decile bins" in run.report
+    alone = run.bundle.forecast(with_future_rows(new_series(), run.bundle.encoding))
+    assert (alone["set-lo-90"] > 900).any(), "a new series has bins by its own history"
+
+
+def new_series() -> pd.DataFrame:
+    ds = pd.date_range("2024-03-05", periods=200, freq="h")
+    return pd.DataFrame({"unique_id": "never seen", "ds": ds, "y": 1000 + 50 * np.sin(np.arange(200) * np.pi / 12)})
 
 
 def test_a_forecast_repeats_itself(run: Run) -> None:
