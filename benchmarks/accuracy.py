@@ -43,6 +43,7 @@ def our_params(benchmark: Benchmark, path: Path, families: list[str], members: i
     data = {"source": "file", "path": str(path), "frequency": benchmark.frequency, "horizon": benchmark.horizon}
     tree: dict[str, Any] = {"data": data, **benchmark.params, "families": families}
     tree["train"] = {"members": members, "batches_per_epoch": 100, "patience": max(3, epochs // 3)}
+    tree["baselines"] = {"models": ["seasonal_naive", "auto_ets"]}
     tree["forecasters"] = {family: {"max_epochs": epochs} for family in families if family in NETWORKS}
     return Params.model_validate(tree)
 

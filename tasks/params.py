@@ -196,7 +196,7 @@ class Calibration(_Block):
 class Baselines(_Block):
     """Statistical forecasts to compare with."""
 
-    models: Annotated[tuple[Baseline, ...], Field(strict=False)] = ("seasonal_naive", "auto_ets")
+    models: Annotated[tuple[Baseline, ...], Field(strict=False)] = ("seasonal_naive", "auto_ets", "prophet")
     max_history: Count = 730
     prophet_history: Count = 1460
 
