@@ -24,11 +24,11 @@ from models.forecasters.config import (
     TFTConfig,
     WaveNetConfig,
 )
-from models.forecasters.deepar import DeepAR, sample_quantiles
+from models.forecasters.deepar import DeepAR
 from models.forecasters.factory import NETWORKS, Forecaster, build_forecaster
 from models.heads import QuantileHead
 from models.panel import Batch, Panel, PanelSchema, WindowLoader, Windows
-from models.predictive import LEVELS, MEDIAN
+from models.predictive import LEVELS, MEDIAN, sample_quantiles
 
 CONFIGS: dict[str, ForecasterConfig] = {
     "tft": TFTConfig(hidden_size=8, attention_heads=2, hidden_continuous_size=4),
