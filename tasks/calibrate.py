@@ -24,6 +24,7 @@ from tasks.train import TRAINED
 CALIBRATION = Path("artifacts/calibration")
 ENCODERS = (
     "tcn",
+    "tide",
     "mamba",
     "s4d",
     "mamba2",

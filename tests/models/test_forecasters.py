@@ -22,6 +22,7 @@ from models.forecasters.config import (
     S4DConfig,
     TCNConfig,
     TFTConfig,
+    TiDEConfig,
     WaveNetConfig,
 )
 from models.forecasters.deepar import DeepAR
@@ -39,6 +40,7 @@ CONFIGS: dict[str, ForecasterConfig] = {
     "mamba": MambaConfig(width=12, layers=2, state_size=4),
     "mamba2": Mamba2Config(width=12, layers=2, state_size=4, heads=2),
     "hybrid": HybridConfig(width=12, layers=3, state_size=4, heads=2),
+    "tide": TiDEConfig(width=12, hidden=16, layers=1),
 }
 SAMPLING = ("deepar", "wavenet")
 DIRECT = [family for family in NETWORKS if family not in SAMPLING]
