@@ -21,7 +21,6 @@ import torch
 
 from benchmarks.common import at_least, machine, parser, report, table, versions
 from benchmarks.datasets import DATASETS, Benchmark
-from models.forecasters.factory import NETWORKS
 from models.predictive import LEVELS, Predictive
 from models.uncertainty.calibration import INTERVAL_LEVELS
 from tasks.calibrate import calibrate
@@ -38,12 +37,12 @@ PEERS = ("neuralforecast_nhits", "neuralforecast_tft", "gluonts_deepar")
 SHOWN = ("wql", "mase", "coverage_90", "joint_coverage_90", "width_90")
 
 
-def our_params(benchmark: Benchmark, path: Path, families: list[str], members: int, epochs: int) -> Params:
-    """Defaults of params.yaml but for the data, the folds that the protocol fixes, and the length of training."""
+def our_params(benchmark: Benchmark, path: Path, families: list[str], members: int) -> Params:
+    """Defaults of params.yaml but for the data, the folds that the protocol fixes, families and members."""
     data = {"source": "file", "path": str(path), "frequency": benchmark.frequency, "horizon": benchmark.horizon}
     tree: dict[str, Any] = {"data": data, **benchmark.params, "families": families}
-    tree["train"] = {"members": members, "batches_per_epoch": 100, "patience": max(3, epochs // 3)}
-    tree["forecasters"] = {family: {"max_epochs": epochs} for family in families if family in NETWORKS}
+    tree["train"] = {"members": members}
+    tree["baselines"] = {"models": ["seasonal_naive", "auto_ets"]}
     return Params.model_validate(tree)
 
 
@@ -100,9 +99,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser(__doc__ or "")
     options.add_argument("--data", type=Path, required=True, help="folder with the published files")
     options.add_argument("--dataset", choices=sorted(DATASETS), required=True)
-    options.add_argument("--families", nargs="+", default=["tcn", "mamba", "deepar", "tft", "gradient_boosting"])
+    options.add_argument("--families", nargs="+", default=["tcn", "deepar", "tft", "tide", "gradient_boosting"])
     options.add_argument("--members", type=at_least(1), default=2, help="networks a family")
-    options.add_argument("--epochs", type=at_least(1), default=4, help="epochs of 100 batches")
     options.add_argument("--peers", type=Path, default=Path(".venv-peers/bin/python"), help="an interpreter that has the peers")
     options.add_argument("--no-peers", action="store_true", help="ours and the baselines alone")
     given = options.parse_args(arguments)
@@ -112,7 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
         root = Path(folder)
         benchmark = DATASETS[given.dataset](given.data)
         benchmark.frame.to_parquet(root / "panel.parquet", index=False)
-        params = our_params(benchmark, root / "panel.parquet", given.families, given.members, given.epochs)
+        params = our_params(benchmark, root / "panel.parquet", given.families, given.members)
         metrics, seconds = run_ours(params, root)
         if not given.no_peers:
             theirs, times = run_peers(benchmark, root, given.peers.absolute(), seconds["ours"])

@@ -26,6 +26,18 @@ def pinball_loss(quantiles: Tensor, target: Tensor, levels: Tensor) -> Tensor:
     return torch.maximum(levels * error, (levels - 1.0) * error)
 
 
+def sample_quantiles(paths: Tensor, levels: Tensor) -> Tensor:
+    """Quantiles ``(B, H, Q)`` of ``paths`` ``(B, paths, H)``, linear between order statistics.
+
+    Equal to ``torch.quantile``, which refuses more than 2^24 numbers.
+    """
+    ordered = paths.sort(dim=1).values
+    position = levels * (paths.shape[1] - 1)
+    below = position.long().clamp(max=paths.shape[1] - 2)
+    weight = (position - below)[None, :, None]
+    return torch.lerp(ordered[:, below], ordered[:, below + 1], weight.expand(-1, -1, paths.shape[2])).transpose(1, 2)
+
+
 @dataclass(frozen=True)
 class Predictive:
     """Quantiles ``values`` ``(..., Q)`` at ``LEVELS``, sorted along the last axis. Leading axes are free."""

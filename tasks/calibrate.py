@@ -32,6 +32,7 @@ CALIBRATION = Path("artifacts/calibration")
 GROUPS_NAMED = 20  # series named on the card; calibration.json has them all
 ENCODERS = (
     "tcn",
+    "tide",
     "mamba",
     "s4d",
     "mamba2",

@@ -14,7 +14,7 @@ from models.uncertainty import scores
 from models.uncertainty.calibration import INTERVAL_LEVELS, JOINT_LEVEL, Calibration
 from models.uncertainty.gate import Gate
 from models.uncertainty.perturb import PERTURBATIONS, perturbed_panel
-from tasks.baselines.run import forecast_fold, require_packages
+from tasks.baselines.run import forecast_fold
 from tasks.calibrate import encoder_family, gate_features, load_calibration, relative_spread, window_series
 from tasks.ensemble import ENSEMBLE, pooled
 from tasks.files import atomic_dir, read_json, write_json
@@ -48,7 +48,6 @@ class Evidence:
 
 def run_baselines(params: Params, root: Path) -> Path:
     """Forecast the test fold with every baseline; writes and returns ``artifacts/baselines``."""
-    require_packages(params.baselines.models)
     prepared = load_prepared(root)
     notes: dict[str, list[str]] = {}
     with atomic_dir(root / BASELINE) as folder:

@@ -19,6 +19,7 @@ from models.forecasters.config import (
     S4DConfig,
     TCNConfig,
     TFTConfig,
+    TiDEConfig,
     WaveNetConfig,
 )
 from tasks.errors import UserError
@@ -28,7 +29,7 @@ from tasks.settings import FOLDS, Settings, derive_settings
 
 __all__ = ["Params", "Settings", "derive_settings"]
 
-Family = Literal["tft", "deepar", "tcn", "wavenet", "s4d", "mamba", "mamba2", "hybrid", "gradient_boosting"]
+Family = Literal["tft", "deepar", "tcn", "wavenet", "s4d", "mamba", "mamba2", "hybrid", "tide", "gradient_boosting"]
 Baseline = Literal["seasonal_naive", "auto_ets", "prophet"]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Text = Annotated[str, Field(min_length=1)]
@@ -161,13 +162,14 @@ class Forecasters(_Block):
     mamba: MambaConfig = MambaConfig()
     mamba2: Mamba2Config = Mamba2Config()
     hybrid: HybridConfig = HybridConfig()
+    tide: TiDEConfig = TiDEConfig()
     gradient_boosting: GradientBoostingConfig = GradientBoostingConfig()
 
 
 class Train(_Block):
     """How every member is trained."""
 
-    members: Annotated[Count, ByPreset] = 4
+    members: Annotated[Count, ByPreset] = 3
     seed: Annotated[int, Field(ge=0)] = 1
     batches_per_epoch: Count = 50
     patience: Count = 3
@@ -203,7 +205,7 @@ class Calibration(_Block):
 class Baselines(_Block):
     """Statistical forecasts to compare with."""
 
-    models: Annotated[tuple[Baseline, ...], Field(strict=False)] = ("seasonal_naive", "auto_ets")
+    models: Annotated[tuple[Baseline, ...], Field(strict=False)] = ("seasonal_naive", "auto_ets", "prophet")
     max_history: Count = 730
     prophet_history: Count = 1460
 
@@ -243,6 +245,7 @@ class Params(_Block):
         "deepar",
         "tcn",
         "mamba",
+        "tide",
         "gradient_boosting",
     )
     forecasters: Forecasters = Forecasters()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 PresetName = Literal["quick", "reliable", "safety_critical", "sets", "constrained"]
 
 RELIABLE: dict[str, Any] = {
-    "train.members": 4,
+    "train.members": 3,
     "ensemble.families": "all",
     "ensemble.dropout_passes": 0,
     "ensemble.pooling": "quantile_average",
@@ -28,7 +28,7 @@ RELIABLE: dict[str, Any] = {
 }
 """Keys that presets govern, and the values of the default preset."""
 
-SMALLEST_FIRST = ("tcn", "s4d", "mamba", "mamba2", "tft", "deepar", "hybrid", "wavenet", "gradient_boosting")
+SMALLEST_FIRST = ("tcn", "tide", "s4d", "mamba", "mamba2", "tft", "deepar", "hybrid", "wavenet", "gradient_boosting")
 """Families by what their forecasts cost in time and memory at the default sizes."""
 
 

@@ -30,6 +30,7 @@ SMALL = {
     "deepar": {"hidden_size": 8, "layers": 1, "paths": 20, "batch_size": 16, "max_epochs": 2},
     "tcn": {"width": 8, "levels": 3, "batch_size": 16, "max_epochs": 2},
     "mamba": {"width": 8, "layers": 1, "state_size": 4, "batch_size": 16, "max_epochs": 2},
+    "gradient_boosting": {"rows": 2000, "trees": 20},
 }
 SERVICE_VARIABLES = (
     "PREFECT_API_URL",
@@ -170,9 +171,9 @@ def evaluated_project(trained_project: Path, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def pipeline_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the whole pipeline is run: the tiny project with two families."""
+    """Where the whole pipeline is run: the tiny project with three families."""
     root = write_project(tmp_path_factory.mktemp("pipeline") / "project")
-    change_params(root, {"families": ["tft", "tcn"]})
+    change_params(root, {"families": ["tft", "tcn", "gradient_boosting"]})
     return root
 
 

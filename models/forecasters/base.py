@@ -74,7 +74,25 @@ class CategoryEmbedding(nn.Module):
         return torch.cat(parts, dim=-1) if parts else codes.new_zeros((*codes.shape[:-1], 0), dtype=torch.float32)
 
 
-class SequenceForecaster(Forecaster):
+class DirectForecaster(Forecaster):
+    """A network whose ``forward`` gives the parameters of a head for all steps at once ``(B, H, P)``, and features."""
+
+    def __init__(self, schema: PanelSchema, width: int, head: str) -> None:
+        super().__init__()
+        self.context = schema.context
+        self.head = build_head(head, width)
+
+    def loss(self, batch: Batch) -> Tensor:
+        parameters, _ = self(batch)
+        return self.head.loss(parameters, batch["decoder_target"], *batch["target_scale"].unbind(1)).mean()
+
+    def predict(self, batch: Batch) -> Prediction:
+        parameters, features = self(batch)
+        loc, scale = batch["target_scale"].unbind(1)
+        return Prediction(self.head.quantiles(parameters, self.levels, loc, scale), features)
+
+
+class SequenceForecaster(DirectForecaster):
     """Direct multi-step distributions from any causal backbone ``(B, T, width) -> (B, T, width)`` and any head.
 
     The backbone reads history and horizon as one sequence, in which the unknown future (target, past-only
@@ -84,13 +102,11 @@ class SequenceForecaster(Forecaster):
     """
 
     def __init__(self, schema: PanelSchema, width: int, backbone: nn.Module, head: str = "quantile") -> None:
-        super().__init__()
+        super().__init__(schema, width, head)
         self.embedding = CategoryEmbedding(schema.all_categories)
         self.base = SeasonalBase(schema, width)
         self.project = nn.Linear(len(schema.reals) + 1 + self.base.cycles + self.embedding.width, width)
         self.backbone = backbone
-        self.head = build_head(head, width)
-        self.context = schema.context
         self.unknown = [0, *schema.past_reals]
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -119,15 +135,6 @@ class SequenceForecaster(Forecaster):
         else:
             hidden = backbone(self.project(inputs))[:, -wanted:]
         return hidden
-
-    def loss(self, batch: Batch) -> Tensor:
-        parameters, _ = self(batch)
-        return self.head.loss(parameters, batch["decoder_target"], *batch["target_scale"].unbind(1)).mean()
-
-    def predict(self, batch: Batch) -> Prediction:
-        parameters, features = self(batch)
-        loc, scale = batch["target_scale"].unbind(1)
-        return Prediction(self.head.quantiles(parameters, self.levels, loc, scale), features)
 
 
 def align_right(values: Tensor, lengths: Tensor, width: int) -> Tensor:

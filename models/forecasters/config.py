@@ -69,6 +69,16 @@ class TCNConfig(DirectConfig):
     dropout: Dropout = 0.1
 
 
+class TiDEConfig(DirectConfig):
+    """TiDE (Das et al., 2023): width of the encoding, of the blocks' inner layers, blocks of encoder and of decoder."""
+
+    width: Count = 96
+    hidden: Count = 192
+    layers: Count = 2
+    dropout: Dropout = 0.2
+    max_epochs: Count = 16
+
+
 class MambaConfig(DirectConfig):
     """Mamba (Gu and Dao, 2023): model width, blocks, state size N, convolution taps, expansion of the inner width."""
 

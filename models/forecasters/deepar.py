@@ -9,8 +9,9 @@ from models.forecasters.base import Forecaster, Prediction, scaled_target, unsca
 from models.forecasters.config import DeepARConfig
 from models.forecasters.deepar_network import DeepARNetwork
 from models.panel import Batch, PanelSchema
+from models.predictive import sample_quantiles
 
-__all__ = ["DeepAR", "sample_quantiles"]
+__all__ = ["DeepAR"]
 
 
 class DeepAR(Forecaster):
@@ -63,15 +64,3 @@ class DeepAR(Forecaster):
     def predict(self, batch: Batch) -> Prediction:
         paths, features = self.sample_paths(batch, self.paths)
         return Prediction(unscale(sample_quantiles(paths, self.levels), batch), features)
-
-
-def sample_quantiles(paths: Tensor, levels: Tensor) -> Tensor:
-    """Quantiles ``(B, H, Q)`` of ``paths`` ``(B, paths, H)``, linear between order statistics.
-
-    Equal to ``torch.quantile``, which refuses more than 2^24 numbers.
-    """
-    ordered = paths.sort(dim=1).values
-    position = levels * (paths.shape[1] - 1)
-    below = position.long().clamp(max=paths.shape[1] - 2)
-    weight = (position - below)[None, :, None]
-    return torch.lerp(ordered[:, below], ordered[:, below + 1], weight.expand(-1, -1, paths.shape[2])).transpose(1, 2)

@@ -7,7 +7,7 @@ from typing import Any
 from models.forecasters.base import Forecaster, SequenceForecaster
 from models.panel import PanelSchema
 
-NETWORKS = ("tft", "deepar", "tcn", "wavenet", "s4d", "mamba", "mamba2", "hybrid")
+NETWORKS = ("tft", "deepar", "tcn", "wavenet", "s4d", "mamba", "mamba2", "hybrid", "tide")
 """Families that learn by a gradient."""
 FAMILIES = (*NETWORKS, "gradient_boosting")
 
@@ -26,6 +26,10 @@ def build_forecaster(family: str, schema: PanelSchema, config: Any) -> Forecaste
         from models.forecasters.deepar import DeepAR
 
         return DeepAR(schema, config)
+    if family == "tide":
+        from models.forecasters.tide import TiDE
+
+        return TiDE(schema, config)
     if family == "gradient_boosting":
         from models.forecasters.gradient_boosting import GradientBoosting
 

@@ -10,11 +10,11 @@ from torch.nn import functional
 
 from models.decoding.streaming import State, StateSpec, check_state, zero_state
 from models.forecasters.base import CategoryEmbedding, Forecaster, Prediction, align_right
-from models.forecasters.deepar import sample_quantiles
 from models.forecasters.wavenet_paths import PathCache
 from models.heads import CategoricalHead, Head
 from models.layers.causal_conv import CausalConv1d, receptive_field
 from models.panel import Batch, PanelSchema
+from models.predictive import sample_quantiles
 
 __all__ = ["WaveNet", "WaveNetBackbone", "WaveNetBlock"]
 

@@ -100,18 +100,19 @@ def decompose(values: Tensor, weights: Tensor, passes: Tensor | None = None) -> 
     return aleatoric, epistemic + within
 
 
-def greedy_weights(values: Tensor, target: Tensor, rounds: int = 40) -> Tensor:
+def greedy_weights(values: Tensor, target: Tensor, rounds: int | None = None) -> Tensor:
     """Member weights ``(M,)`` by greedy selection with replacement (Caruana et al., 2004) on the pinball loss.
 
     ``values`` ``(M, n, H, Q)``, ``target`` ``(n, H)``. Members are added one at a time to a quantile average,
     each time the one that lowers the loss most; a member's weight is its share of the picks. Starting from every
-    member once keeps the weights from resting on the luck of one fold.
+    member once and picking as many again (``rounds``) keeps half of the weight even, so that it does not rest on the luck
+    of one fold: on later folds of Chicago, M4 hourly and ETTh1 that is never far from the better of even and greedy.
     """
     values, target = values.to(torch.float64), target.to(torch.float64)
     levels = torch.tensor(LEVELS, dtype=torch.float64)
     counts = torch.ones(len(values), dtype=torch.float64)
     total = values.sum(0)
-    for _ in range(rounds):
+    for _ in range(len(values) if rounds is None else rounds):
         size = counts.sum() + 1
         losses = torch.stack([pinball_loss((total + member) / size, target, levels).mean() for member in values])
         best = int(losses.argmin())

@@ -74,8 +74,9 @@ class SetConformal:
     aps         mass of likelier classes ``+ p_k``           adapts to the row; never empty
                 (Romano et al., 2020), ``+ u p_k`` with u    randomised: exact coverage; **may be empty**
                 uniform where ``randomised``
-    ordinal     mass of the run about the mode that takes    a contiguous run of bins; never empty unless randomised
-                in k (Lu et al., 2022), ``+ u p_k`` alike
+    ordinal     mass of the run about the mode just before   the shortest run that reaches the calibrated mass, never
+                it takes in k (Lu et al., 2022),             empty; randomised: exact coverage, **may be empty**
+                ``+ u p_k`` where ``randomised``
     ==========  ===========================================  =====================================================
     """
 
@@ -148,8 +149,8 @@ def _class_scores(kind: Kind, probabilities: Tensor, generator: torch.Generator 
     if kind == "lac":
         return 1 - mass, torch.zeros_like(mass, dtype=torch.bool)
     before = mass_before_by_rank(mass) if kind == "aps" else mass_before_by_run(mass)
-    if generator is None:
-        return before + mass, before == 0
+    if generator is None:  # a sure and right forecast scores 1 with its own mass and 0 without
+        return (before + mass if kind == "aps" else before), before == 0
     share = torch.rand((*mass.shape[:-1], 1), dtype=torch.float64, generator=generator)
     return before + mass * share, torch.zeros_like(mass, dtype=torch.bool)
 

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,6 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from tasks.baselines.statistical import BaselineForecast, fill_gaps, require_history, seasonal_naive_moments
-from tasks.errors import UserError
 
 if TYPE_CHECKING:
     from tasks.prepare import Prepared
@@ -55,15 +53,6 @@ class SeriesJob:
     levels: NDArray[np.float64]
     holidays: pd.DataFrame | None
     seed: int
-
-
-def require_prophet() -> None:
-    """Raise UserError unless the package is installed."""
-    if find_spec("prophet") is None:
-        raise UserError(
-            "baselines.models in params.yaml names 'prophet', and its package is not installed: install the optional "
-            "extra by pip install '.[prophet]', or take prophet off the list."
-        )
 
 
 def forecast_prophet(
@@ -103,7 +92,6 @@ def forecast_prophet(
     UserError
         If the package is not installed or a cutoff has no observation before it.
     """
-    require_prophet()
     for label, y, cutoffs in zip(series_names, y_by_series, cutoff_indices, strict=True):
         require_history(label, y, cutoffs)
     schema, dated = prepared.panel.schema, np.issubdtype(prepared.ds.dtype, np.datetime64)
@@ -126,9 +114,9 @@ def forecast_prophet(
         n_jobs = (os.cpu_count() or 1) if fits > FITS_WORTH_A_PROCESS else 1
     if min(n_jobs, len(jobs)) > 1:
         with ProcessPoolExecutor(min(n_jobs, len(jobs)), mp_context=get_context("spawn")) as pool:
-            results = list(pool.map(_forecast_series, jobs))
+            results = list(pool.map(forecast_series, jobs))
     else:
-        results = [_forecast_series(job) for job in jobs]
+        results = [forecast_series(job) for job in jobs]
     notes = [
         f"Series {label}, {count} of {len(reasons)} cutoffs: seasonal naive in place of prophet ({reason})."
         for label, (_, reasons) in zip(series_names, results, strict=True)
@@ -162,7 +150,7 @@ def _frame(prepared: Prepared, index: int, y: NDArray[Any], dated: bool) -> pd.D
     return pd.DataFrame({"ds": ds, "y": target} | {f"known_{column}": known[:, column] for column in range(known.shape[1])})
 
 
-def _forecast_series(job: SeriesJob) -> tuple[NDArray[np.float32], list[str]]:
+def forecast_series(job: SeriesJob) -> tuple[NDArray[np.float32], list[str]]:
     """Quantiles ``(W, H, Q)`` of one series and, a cutoff each, why Prophet could not forecast it, empty as a rule."""
     found: dict[int, tuple[NDArray[Any], str]] = {}
     model: Any = None
@@ -197,10 +185,11 @@ def _fit(job: SeriesJob, history: pd.DataFrame) -> tuple[Any, str]:
     known = history["y"].notna().sum()
     if known < 2 * job.season_length or known < 2:
         return None, f"{known} observations are less than two seasons of {job.season_length}"
-    mode = "multiplicative" if history["y"].min() > 0 else "additive"
-    seasons = {} if job.season == 0 else dict.fromkeys(("yearly_seasonality", "weekly_seasonality", "daily_seasonality"), False)
+    options: dict[str, Any] = {"seasonality_mode": "multiplicative" if history["y"].min() > 0 else "additive"}
+    if job.season:
+        options |= dict.fromkeys(("yearly_seasonality", "weekly_seasonality", "daily_seasonality"), False)
     try:
-        model = Prophet(seasonality_mode=mode, holidays=job.holidays, uncertainty_samples=SAMPLES, **seasons)
+        model = Prophet(holidays=job.holidays, uncertainty_samples=SAMPLES, **options)
         if job.season > 1:
             model.add_seasonality("season", period=job.season, fourier_order=min(FOURIER_ORDER, job.season // 2))
         for name in history.columns[2:]:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import get_args
 
 import numpy as np
 
 from models.panel import Panel, Windows
 from models.predictive import LEVELS
-from tasks.baselines.additive import forecast_prophet, require_prophet
+from tasks.baselines.additive import forecast_prophet
 from tasks.baselines.statistical import BaselineForecast, forecast_baseline
 from tasks.errors import UserError
 from tasks.params import Baseline, Baselines
 from tasks.prepare import Prepared
 
 BASELINES: tuple[str, ...] = get_args(Baseline)
-
-
-def require_packages(names: Iterable[str]) -> None:
-    """Raise UserError where a named baseline's optional package is not installed, before anything is computed."""
-    if "prophet" in names:
-        require_prophet()
 
 
 def forecast_fold(name: str, prepared: Prepared, settings: Baselines) -> BaselineForecast:
@@ -37,7 +30,7 @@ def forecast_fold(name: str, prepared: Prepared, settings: Baselines) -> Baselin
     Raises
     ------
     UserError
-        If the name is unknown, its package is not installed, or a cutoff has no observation before it.
+        If the name is unknown or a cutoff has no observation before it.
     """
     if name not in BASELINES:
         raise UserError(f"baselines.models in params.yaml names {name!r}; known are {', '.join(BASELINES)}.")

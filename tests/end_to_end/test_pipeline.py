@@ -21,9 +21,11 @@ from mlflow import MlflowClient
 from tasks.bundle import FORECAST_COLUMNS
 from tasks.files import file_md5, read_json
 
-BEFORE = ("ingest", "prepare", "baselines", "train@tft", "train@tcn")
+BEFORE = ("ingest", "prepare", "baselines", "train@tft", "train@tcn", "train@gradient_boosting")
 AFTER_TRAINING = ("ensemble", "calibrate", "interpret", "evaluate", "project", "register")
 STAGES = (*BEFORE, *AFTER_TRAINING)
+FAMILIES = ("tft", "tcn", "gradient_boosting")
+MODELS = ("ensemble", *FAMILIES, "seasonal_naive", "auto_ets", "prophet")
 RESULTS = ("metrics/test.json", "reports/report.html", "artifacts/receipt.json", "artifacts/bundle/bundle.json")
 Call = Callable[..., Any]
 
@@ -95,8 +97,8 @@ def test_a_run_says_what_it_did_and_leaves_every_result(finished: subprocess.Com
 
 def test_metrics_have_flat_keys_for_every_model(project: Path) -> None:
     metrics = read_json(project / "metrics/test.json")
-    assert {key.split("/")[0] for key in metrics} == {"ensemble", "tft", "tcn", "seasonal_naive", "auto_ets"}
-    for model in ("ensemble", "tft", "tcn", "seasonal_naive", "auto_ets"):
+    assert {key.split("/")[0] for key in metrics} == set(MODELS)
+    for model in MODELS:
         wanted = {"wql", "crps", "wape", "mase", "ece", "pit_ks", "coverage_80", "coverage_90", "coverage_95", "width_90"}
         assert {f"{model}/{name}" for name in wanted} <= set(metrics)
     assert {f"ensemble/{name}" for name in ("joint_coverage_90", "ood_auroc", "ood_fpr95", "aurc")} <= set(metrics)
@@ -112,8 +114,9 @@ def test_mlflow_holds_one_parent_with_everything_below_it(project: Path, client:
     stages = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert sorted(run.info.run_name for run in stages) == sorted(STAGES)
     members = [run for run in runs if run is not parent and run not in stages]
-    assert sorted(run.info.run_name for run in members) == sorted(f"{f} member {i}" for f in ("tft", "tcn") for i in range(2))
-    assert len(client.get_metric_history(members[0].info.run_id, "early_stopping_loss")) == 2
+    assert sorted(run.info.run_name for run in members) == sorted(f"{f} member {i}" for f in FAMILIES for i in range(2))
+    network = next(run for run in members if run.info.run_name == "tcn member 0")
+    assert len(client.get_metric_history(network.info.run_id, "early_stopping_loss")) == 2
     assert parent.data.metrics == pytest.approx(read_json(project / "metrics/test.json"))
     tags = parent.data.tags
     assert tags["weatherglass.data_md5"] == file_md5(project / "data/ingested/panel.parquet")
@@ -304,7 +307,9 @@ def test_bad_input_is_one_sentence_and_the_old_output_stays(
 def test_a_family_that_is_not_listed_is_one_sentence(project: Path, command: Call) -> None:
     ended = command("flows.train", "--family", "lstm")
     assert ended.returncode == 2
-    assert ended.stderr.splitlines() == ["train@lstm: family 'lstm' is not in params.yaml: families, which holds tft, tcn."]
+    assert ended.stderr.splitlines() == [
+        "train@lstm: family 'lstm' is not in params.yaml: families, which holds tft, tcn, gradient_boosting."
+    ]
 
 
 def test_a_broken_source_stops_the_run_and_mending_it_restores_everything(project: Path, command: Call) -> None:

@@ -22,13 +22,14 @@ from models.forecasters.config import (
     S4DConfig,
     TCNConfig,
     TFTConfig,
+    TiDEConfig,
     WaveNetConfig,
 )
-from models.forecasters.deepar import DeepAR, sample_quantiles
+from models.forecasters.deepar import DeepAR
 from models.forecasters.factory import NETWORKS, Forecaster, build_forecaster
 from models.heads import QuantileHead
 from models.panel import Batch, Panel, PanelSchema, WindowLoader, Windows
-from models.predictive import LEVELS, MEDIAN
+from models.predictive import LEVELS, MEDIAN, sample_quantiles
 
 CONFIGS: dict[str, ForecasterConfig] = {
     "tft": TFTConfig(hidden_size=8, attention_heads=2, hidden_continuous_size=4),
@@ -39,6 +40,7 @@ CONFIGS: dict[str, ForecasterConfig] = {
     "mamba": MambaConfig(width=12, layers=2, state_size=4),
     "mamba2": Mamba2Config(width=12, layers=2, state_size=4, heads=2),
     "hybrid": HybridConfig(width=12, layers=3, state_size=4, heads=2),
+    "tide": TiDEConfig(width=12, hidden=16, layers=1),
 }
 SAMPLING = ("deepar", "wavenet")
 DIRECT = [family for family in NETWORKS if family not in SAMPLING]

@@ -13,10 +13,8 @@ import pandas as pd
 import pytest
 
 from models.predictive import LEVELS
-from tasks.baselines.additive import REFIT_EVERY, forecast_prophet, holiday_table
-from tasks.baselines.run import histories, require_packages
-from tasks.errors import UserError
-from tasks.params import Params
+from tasks.baselines.additive import REFIT_EVERY, SeriesJob, forecast_prophet, forecast_series, holiday_table
+from tasks.baselines.run import histories
 from tasks.prepare import Prepared, load_prepared
 
 
@@ -141,9 +139,15 @@ def test_holidays_are_those_of_the_subdivision_with_the_days_beside_them() -> No
     assert holiday_table(ds, None) is None
 
 
-def test_a_missing_package_is_told_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.baselines.additive.find_spec", lambda name: None)
-    params = Params.model_validate({"baselines": {"models": ["seasonal_naive", "prophet"]}})
-    with pytest.raises(UserError, match=r"baselines\.models.*'prophet'.*not installed.*extra"):
-        require_packages(params.baselines.models)
-    require_packages(["seasonal_naive", "gradient_boosting"])
+def test_prophet_itself_follows_a_trend_and_a_season_within_its_noise() -> None:
+    """The package for once, on a line times a weekly pattern, with noise of deviation 1."""
+    rng, ds = np.random.default_rng(2), pd.date_range("2021-01-04", periods=414, freq="D")
+    signal = (50 + 0.05 * np.arange(414)) * np.tile([1, 1, 1, 1, 1, 1.2, 1.2], 60)[:414]
+    y = signal + rng.normal(0, 1, 414)
+    frame = pd.DataFrame({"ds": ds, "y": np.where(np.arange(414) < 400, y, np.nan)})
+    job = SeriesJob(frame, np.array([400]), 14, 7, 0, 400, np.array([0.05, 0.5, 0.95]), None, seed=1)
+    quantiles, failures = forecast_series(job)
+    assert set(failures) == {""}
+    low, median, high = quantiles[0].T
+    assert np.abs(median - signal[400:]).max() < 1.0, "one deviation of the noise, which four hundred days average out"
+    np.testing.assert_allclose(high - low, 2 * 1.645, rtol=0.3)

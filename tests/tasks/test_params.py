@@ -12,7 +12,7 @@ from tasks.params import Params, derive_settings
 from tasks.settings import FOLDS, cycle_of
 
 ROOT = Path(__file__).parents[2]
-NAMES = "tft, deepar, tcn, wavenet, s4d, mamba, mamba2, hybrid, gradient_boosting"
+NAMES = "tft, deepar, tcn, wavenet, s4d, mamba, mamba2, hybrid, tide, gradient_boosting"
 
 
 def load(folder: Path, text: str) -> Params:
