@@ -16,10 +16,12 @@ from models.forecasters.base import Forecaster
 from models.panel import Panel, Windows
 from models.predictive import Predictive
 from models.uncertainty.calibration import INTERVAL_LEVELS, JOINT_LEVEL, Calibration
+from models.uncertainty.energy import EnergyAlarm, either_p_value
 from models.uncertainty.ensemble import decompose, pool
 from models.uncertainty.gate import Gate
 from tasks.calibrate import encoder_family, gate_features, load_calibration, relative_spread
 from tasks.encoding import Encoding
+from tasks.energy import ALARM, ENERGY_COLUMNS, energy_family, window_logits
 from tasks.ensemble import ENSEMBLE, POOLED, member_weights
 from tasks.errors import UserError
 from tasks.files import atomic_dir, digest_of, file_md5, read_json, write_json
@@ -46,9 +48,10 @@ FORECAST_COLUMNS = (
 
 
 def forecast_columns(params: Params) -> tuple[str, ...]:
-    """The columns that users receive, with those of conformal sets before the last where the run makes them."""
-    extra = SET_COLUMNS if params.calibration.sets != "none" else ()
-    return (*FORECAST_COLUMNS[:-1], *extra, FORECAST_COLUMNS[-1])
+    """The columns that users receive, with those of conformal sets and energy before the last where the run has them."""
+    sets = SET_COLUMNS if params.calibration.sets != "none" else ()
+    energy = ENERGY_COLUMNS if energy_family(params) is not None else ()
+    return (*FORECAST_COLUMNS[:-1], *sets, *energy, FORECAST_COLUMNS[-1])
 
 
 def write_bundle(params: Params, root: Path) -> Path:
@@ -62,6 +65,8 @@ def write_bundle(params: Params, root: Path) -> Path:
                 name = f"member_{index}.safetensors"
                 shutil.copyfile(root / TRAINED / family / name, folder / "members" / family / name)
         shutil.copyfile(root / "artifacts/calibration/gate.safetensors", folder / "gate.safetensors")
+        if (root / ALARM).exists():
+            shutil.copyfile(root / ALARM, folder / ALARM.name)
         content = {
             "format": FORMAT,
             "pooling": read_json(root / POOLED / "weights.json")["pooling"],
@@ -98,6 +103,7 @@ class Bundle:
     calibration: Calibration
     sets: DecileSets | None
     gate: Gate
+    alarm: EnergyAlarm | None
     card: Mapping[str, Any]
     name: str
 
@@ -138,6 +144,7 @@ class Bundle:
             calibration=Calibration.from_state(content["calibration"]),
             sets=None if content["sets"] is None else DecileSets.from_state(content["sets"]),
             gate=Gate.from_tensors(load_file(folder / "gate.safetensors")),
+            alarm=EnergyAlarm.from_tensors(load_file(folder / ALARM.name)) if (folder / ALARM.name).exists() else None,
             card=content["card"],
             name=name,
         )
@@ -164,6 +171,10 @@ class Bundle:
         scale, level_features = panel.levels(windows)
         score = self.gate.score(gate_features(encoded, level_features))
         abstain = self.gate.abstain(score, relative_spread(predictive, scale))
+        p_value, is_ood, energy = self.gate.p_value(score), self.gate.is_ood(score), self._energy(panel, windows)
+        if energy:
+            p_value = either_p_value(p_value, energy["energy_pvalue"])
+            is_ood = p_value <= self.gate.alpha
         horizon = panel.schema.horizon
         rows = (panel.offsets[:-1] + panel.observed).numpy()[:, None] + np.arange(horizon)
         series = [str(name) for name in frame["unique_id"].to_numpy()[rows[:, 0]]]
@@ -184,9 +195,10 @@ class Bundle:
             "cutoff": np.repeat(times[rows[:, 0] - 1], horizon),
             **{name: value.numpy().ravel() for name, value in per_step.items()},
             "ood_score": np.repeat(score.numpy(), horizon),
-            "ood_pvalue": np.repeat(self.gate.p_value(score).numpy(), horizon),
-            "is_ood": np.repeat(self.gate.is_ood(score).numpy(), horizon),
-            "abstain": np.repeat(abstain.numpy(), horizon),
+            "ood_pvalue": np.repeat(p_value.numpy(), horizon),
+            "is_ood": np.repeat(is_ood.numpy(), horizon),
+            "abstain": np.repeat((abstain | is_ood).numpy(), horizon),
+            **{name: np.repeat(value.numpy(), horizon) for name, value in energy.items()},
             "model": self.name,
         }
         return pd.DataFrame(table)[list(forecast_columns(self.params))]
@@ -201,6 +213,14 @@ class Bundle:
                 for name, start, length in zip(series, starts, lengths, strict=False)
             ]
         )
+
+    def _energy(self, panel: Panel, windows: Windows) -> dict[str, torch.Tensor]:
+        """`ENERGY_COLUMNS`, ``(n_series,)`` each; empty where the bundle has no energy alarm."""
+        if self.alarm is None:
+            return {}
+        member = self.members[self.families.index(str(energy_family(self.params)))]
+        score = self.alarm.score(window_logits(member, panel, windows))
+        return dict(zip(ENERGY_COLUMNS, (score, self.alarm.p_value(score)), strict=True))
 
     def _predict(self, member: int, panel: Panel, windows: Windows) -> Predicted:
         """A member's forecast, with as many MC dropout passes as it was evaluated with."""

@@ -19,6 +19,7 @@ from models.uncertainty.gate import Gate
 from models.uncertainty.groups import GroupIntervals
 from models.uncertainty.guarantee import can_certify, coverage_band, effective_sample_size
 from models.uncertainty.scores import coverage
+from tasks.energy import ALARM, alarm_record, fit_alarm
 from tasks.ensemble import ENSEMBLE, pooled
 from tasks.errors import UserError
 from tasks.files import atomic_dir, read_json, write_json
@@ -63,7 +64,7 @@ def calibrate(params: Params, root: Path) -> Path:
     """Fit every repair on its own fold; writes and returns ``artifacts/calibration``.
 
     ``calibration.json`` holds each model's repairs, ``gate.safetensors`` the gate, ``card.json`` the guarantee card, and
-    ``sets.json`` the conformal sets where ``calibration.sets`` asks for them.
+    ``sets.json`` and ``energy.safetensors`` the conformal sets and the energy alarm where ``calibration`` asks for them.
     """
     from safetensors.torch import save_file
 
@@ -72,6 +73,7 @@ def calibrate(params: Params, root: Path) -> Path:
     fitted = {model: _fit(params, root, prepared, model) for model in models}
     gate = fit_gate(params, root, prepared, fitted[ENSEMBLE])
     sets = DecileSets.fit(root, prepared, fitted[ENSEMBLE]) if params.calibration.sets == "ordinal" else None
+    alarm = fit_alarm(params, root, prepared)
     with atomic_dir(root / CALIBRATION) as folder:
         write_json(folder / "calibration.json", {model: calibration.state() for model, calibration in fitted.items()})
         save_file(gate.tensors(), folder / "gate.safetensors")
@@ -79,6 +81,10 @@ def calibrate(params: Params, root: Path) -> Path:
         if sets is not None:
             write_json(folder / SETS.name, sets.state())
             card["sets"] = sets.record()
+        if alarm is not None:
+            save_file(alarm.tensors(), folder / ALARM.name)
+        if params.calibration.energy:
+            card["energy"] = alarm_record(params, alarm)
         write_json(folder / "card.json", card)
     return root / CALIBRATION
 

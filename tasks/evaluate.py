@@ -16,6 +16,7 @@ from models.uncertainty.gate import Gate
 from models.uncertainty.perturb import PERTURBATIONS, perturbed_panel
 from tasks.baselines.run import forecast_fold
 from tasks.calibrate import encoder_family, gate_features, load_calibration, relative_spread, window_series
+from tasks.energy import energy_metrics
 from tasks.ensemble import ENSEMBLE, pooled
 from tasks.files import atomic_dir, read_json, write_json
 from tasks.folds import claim
@@ -79,6 +80,7 @@ def evaluate(params: Params, root: Path) -> tuple[dict[str, float], Evidence, Pr
         metrics |= _prefixed(name, model_metrics(predictive, target, scale, intervals, None))
     evidence = gather_evidence(params, root, prepared, calibrations[ENSEMBLE], gate)
     metrics |= _prefixed(ENSEMBLE, trust_metrics(evidence))
+    metrics |= _prefixed(ENSEMBLE, energy_metrics(params, root, prepared, gate, evidence.gate_scores))
     for measure in (repair_metrics, set_metrics):
         metrics |= _prefixed(ENSEMBLE, measure(root, prepared, calibrations[ENSEMBLE]))
     write_json(root / METRICS, {key: round(value, 6) for key, value in metrics.items() if np.isfinite(value)})

@@ -198,6 +198,7 @@ class Calibration(_Block):
     score: Annotated[Literal["tail", "cqr", "scaled_residual"], ByPreset] = "tail"
     groups: Annotated[Literal["none", "series"], ByPreset] = "none"
     sets: Annotated[Literal["none", "ordinal"], ByPreset] = "none"
+    energy: Annotated[bool, ByPreset] = False
     ood_alpha: Annotated[float, Field(gt=0.0, lt=0.5), ByPreset] = 0.05
     abstain_fraction: Annotated[Fraction, ByPreset] = 0.05
 
@@ -261,7 +262,7 @@ class Params(_Block):
     @model_validator(mode="before")
     @classmethod
     def _preset_fills_nulls(cls, tree: Any) -> Any:
-        return filled(tree) if isinstance(tree, dict) else tree
+        return filled(tree, cls.model_fields["families"].default) if isinstance(tree, dict) else tree
 
     @model_validator(mode="after")
     def _lengths_suit_the_horizon(self) -> Params:

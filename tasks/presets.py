@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from tasks.params import Params
 
-PresetName = Literal["quick", "reliable", "safety_critical", "sets", "constrained"]
+PresetName = Literal["quick", "reliable", "safety_critical", "sets", "ood", "constrained"]
 
 RELIABLE: dict[str, Any] = {
     "train.members": 3,
@@ -23,6 +23,7 @@ RELIABLE: dict[str, Any] = {
     "calibration.score": "tail",
     "calibration.groups": "none",
     "calibration.sets": "none",
+    "calibration.energy": False,
     "calibration.ood_alpha": 0.05,
     "calibration.abstain_fraction": 0.05,
 }
@@ -30,6 +31,9 @@ RELIABLE: dict[str, Any] = {
 
 SMALLEST_FIRST = ("tcn", "tide", "s4d", "mamba", "mamba2", "tft", "deepar", "hybrid", "wavenet", "gradient_boosting")
 """Families by what their forecasts cost in time and memory at the default sizes."""
+
+WITH_LOGITS = ("tcn", "mamba", "s4d", "mamba2", "hybrid", "tide")
+"""Families whose networks forecast all steps at once and take a categorical head; the first listed gets one for energy."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,10 @@ PRESETS: dict[str, Preset] = {
         "a deep ensemble; besides intervals, conformal sets: the run of a series' decile bins that holds each step's value",
         {"calibration.sets": "ordinal"},
     ),
+    "ood": Preset(
+        "a deep ensemble; strange input is told by the energy of a categorical head as well as by distances from training",
+        {"calibration.energy": True},
+    ),
     "constrained": Preset(
         "one network of the smallest family listed, with 10 passes of MC dropout; temperature, then conformal intervals",
         {"train.members": 1, "ensemble.families": "smallest", "ensemble.dropout_passes": 10},
@@ -73,8 +81,8 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def filled(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree of params.yaml with the preset's values in place of nulls and missing keys.
+def filled(tree: Mapping[str, Any], families: tuple[str, ...]) -> dict[str, Any]:
+    """The tree of params.yaml with the preset's values in place of nulls and missing keys; ``families`` where it lists none.
 
     What is no block, and a preset that does not exist, are left for validation to tell.
     """
@@ -87,7 +95,33 @@ def filled(tree: Mapping[str, Any]) -> dict[str, Any]:
         branch = result.get(block, {})
         if isinstance(branch, Mapping) and branch.get(leaf) is None:
             result[block] = {**branch, leaf: value}
-    return result
+    return _with_heads(result, result.get("families", families))
+
+
+def _with_heads(tree: dict[str, Any], listed: Any) -> dict[str, Any]:
+    """The tree without null heads, which leaves the family's own, or a categorical one where the energy alarm needs it."""
+    forecasters = tree.get("forecasters", {})
+    if not isinstance(forecasters, Mapping) or not isinstance(listed, list | tuple):
+        return tree
+    blocks = {family: dict(block) for family, block in forecasters.items() if isinstance(block, Mapping)}
+    heads = {family: blocks.get(family, {}).get("head") for family in WITH_LOGITS if family in listed}
+    for block in blocks.values():
+        if block.get("head", "") is None:
+            del block["head"]
+    energy = isinstance(tree.get("calibration"), Mapping) and tree["calibration"].get("energy") is True
+    if energy and "categorical" not in heads.values():
+        for family in [family for family, head in heads.items() if head is None][:1]:
+            blocks[family] = {**blocks.get(family, {}), "head": "categorical"}
+    return {**tree, "forecasters": {**forecasters, **blocks}}
+
+
+def categorical_families(params: Params) -> tuple[str, ...]:
+    """Families of the run whose networks give logits, in the order in which the energy alarm chooses."""
+    return tuple(
+        family
+        for family in WITH_LOGITS
+        if family in params.families and getattr(params.forecasters, family).head == "categorical"
+    )
 
 
 def keeps_dropout(family: str, config: Any) -> bool:

@@ -224,6 +224,7 @@ def leaderboard(data: ReportData) -> tuple[list[Column], list[Row]]:
 MEANING = {
     "uncertainty": ("Preset", "What was combined to say how sure a forecast is (docs/uncertainty.md)."),
     "score": ("Conformal score", "How far out of its forecast a value counts as lying."),
+    "energy": ("Energy alarm", "A second way to tell input that is unlike what was seen in training."),
     "sets": ("Conformal sets", "The bins that hold each step's value with the promised share."),
     "groups": ("By series", "For which series the intervals hold by themselves, not only on average."),
     "assumption": ("Assumption", "What must be true of the new data for the guarantee to hold."),

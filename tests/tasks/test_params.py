@@ -75,7 +75,7 @@ def test_plain_words_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         ("families: [tft, tft]", "families holds 'tft' twice; name each once."),
         (
             "uncertainty: fast",
-            "uncertainty is 'fast'; it must be one of quick, reliable, safety_critical, sets, constrained.",
+            "uncertainty is 'fast'; it must be one of quick, reliable, safety_critical, sets, ood, constrained.",
         ),
         ("train: {members: 0}", "train.members is 0; it must be a whole number of 1 or more, or null."),
         (

@@ -19,6 +19,7 @@ from models.uncertainty.guarantee import coverage_band
 from models.uncertainty.mc_dropout import stochastic_layers
 from tasks.bundle import Bundle, write_bundle
 from tasks.calibrate import calibrate, load_calibration
+from tasks.energy import alarm_record, energy_family
 from tasks.ensemble import POOLED, make_ensemble
 from tasks.evaluate import run_baselines
 from tasks.evidence import evaluate_and_report
@@ -169,6 +170,38 @@ def test_sets_are_runs_of_bins_that_hold_their_share(run: Run) -> None:
     assert "of a series' ten decile bins" in run.report
     alone = run.bundle.forecast(with_future_rows(new_series(), run.bundle.encoding))
     assert (alone["set-lo-90"] > 900).any(), "a new series has bins by its own history"
+
+
+def test_energy_alarms_beside_the_gate(run: Run) -> None:
+    columns = ["energy", "energy_pvalue"]
+    if not run.params.calibration.energy:
+        assert not set(columns) & set(run.forecast.columns)
+        assert "energy" not in run.card
+        return
+    assert run.params.forecasters.tcn.head == "categorical"
+    assert run.card["energy"]["network"] == "first member of tcn, whose head is categorical"
+    assert 0.0 <= run.metrics["ensemble/energy_auroc"] <= 1.0
+    assert run.metrics["ensemble/either_false_alarm_rate"] <= 0.2
+    assert run.forecast["energy_pvalue"].between(0, 1).all()
+    assert (run.forecast["ood_pvalue"] <= 2 * run.forecast["energy_pvalue"]).all()
+    assert (run.forecast["is_ood"] == (run.forecast["ood_pvalue"] <= 0.05)).all()
+    assert (run.forecast["abstain"] | ~run.forecast["is_ood"]).all(), "strange input is withheld"
+
+
+def test_the_energy_alarm_takes_one_head_and_none_that_is_set_or_absent() -> None:
+    heads = lambda params: {name: getattr(params.forecasters, name).head for name in ("tcn", "mamba")}  # noqa: E731
+    assert heads(of("ood")) == {"tcn": "categorical", "mamba": "quantile"}
+    null = {"tcn": {"head": None}, "mamba": {"head": None}}
+    assert of("ood", forecasters=null) == of("ood")
+    assert of("reliable", forecasters=null) == of("reliable")
+    assert heads(of("ood", forecasters={"tcn": {"head": "normal"}})) == {"tcn": "normal", "mamba": "categorical"}
+    chosen = of("ood", forecasters={"mamba": {"head": "categorical"}})
+    assert heads(chosen) == {"tcn": "quantile", "mamba": "categorical"}
+    assert energy_family(chosen) == "mamba"
+    assert energy_family(of("reliable", forecasters={"mamba": {"head": "categorical"}})) is None
+    none = of("ood", families=["tft", "wavenet", "gradient_boosting"])
+    assert energy_family(none) is None
+    assert "told by distances alone" in alarm_record(none, None)["fallback"]
 
 
 def new_series() -> pd.DataFrame:
