@@ -29,6 +29,7 @@ from tasks.params import Params
 from tasks.presets import PRESETS, RELIABLE, combination, keeps_dropout
 from tasks.train import LEFT_OUT, TRAINED, train_family
 
+PROJECT = Path(__file__).parents[2]
 LISTED = ["tcn", "gradient_boosting"]
 NULLS: dict[str, Any] = dict.fromkeys(RELIABLE)
 
@@ -51,6 +52,15 @@ def test_a_preset_fills_nulls_and_missing_keys_alike(name: str) -> None:
 
 def test_the_defaults_of_the_blocks_are_the_reliable_preset() -> None:
     assert combination(Params()) == {"uncertainty": "reliable", **RELIABLE}
+
+
+def test_the_table_in_the_docs_is_what_presets_fill() -> None:
+    lines = (PROJECT / "docs/uncertainty.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines]
+    names = next(row[1:] for row in rows if row[0] == "key" and len(row) == len(PRESETS) + 1)
+    found = {row[0]: dict(zip(names, row[1:], strict=True)) for row in rows if row[0] in RELIABLE and len(row) > 2}
+    shown = lambda value: str(value).lower() if isinstance(value, bool) else str(value)  # noqa: E731
+    assert found == {key: {name: shown(PRESETS[name].fills[key]) for name in PRESETS} for key in RELIABLE}
 
 
 def test_a_key_that_is_set_wins_and_the_run_says_so() -> None:
