@@ -147,9 +147,20 @@ def abstention_card(params: Params, root: Path, prepared: Prepared, calibration:
         guarantee = SelectiveGuarantee.fit(
             uncertainty, clipped_loss(later.error[kept], bound), thresholds, risk=risk, delta=settings.selective_delta
         )
-        card["risk"] = f"{guarantee.statement()} Risk is the {promise}, as a share of that bound."
+        card["risk"] = _promised(guarantee, bound, promise)
         card["selective"] = guarantee.state() | {"bound": bound, "target": target}
     return card
+
+
+def _promised(guarantee: SelectiveGuarantee, bound: float, promise: str) -> str:
+    """What learn then test found, in the units of the error."""
+    if not guarantee.certified:
+        return f"No promise of a {promise}: no threshold passes with {guarantee.windows} windows."
+    return (
+        f"Forecasts whose expected error is at most {guarantee.threshold:.3g}, {guarantee.answered:.0%} of "
+        f"{guarantee.windows} windows, have a {promise}, with probability {1 - guarantee.delta:g}; there it was "
+        f"{bound * guarantee.empirical_risk:.3g}. It holds for windows that are independent and like these."
+    )
 
 
 def apart(step: Tensor, distance: int) -> Tensor:

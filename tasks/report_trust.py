@@ -32,7 +32,7 @@ def finding(data: ReportData) -> str:
     rates = f"{pct(ood.test_rate)} of clean test windows; it was set for {pct(ood.nominal_rate)}"
     caught = ""
     if ood.mean is not None:
-        caught = f"Over the {sum(kind.held_out for kind in ood.kinds)} kinds of change it was not tuned on {_told(ood.mean)}. "
+        caught = f"Averaged over kinds of change that it was not tuned on, {_told(ood.mean)}. "
     return f"The gate flags {rates}. {caught}{_selective(data)[1]}"
 
 

@@ -34,8 +34,8 @@ def descriptors(panel: Panel, windows: Windows) -> Tensor:
     """Descriptors of each window's context against the blocks before it, float64 ``(n, len(DESCRIPTORS))``.
 
     Differences are in standard deviations of the earlier history (through asinh or log1p, which tame their tails), scales
-    are logarithms of ratios, shares are differences of shares: 0 is like the history before, in each. NaN where the series
-    has too little history to tell. Time and memory are a few times ``schema.reference`` a window.
+    are logarithms of ratios, shares are differences of shares: 0 is like the history before, in all but the last. NaN where
+    the series has too little history to tell. Time and memory are a few times ``schema.reference`` a window.
     """
     chunk = max(1, CELLS // max(1, panel.schema.reference))
     parts = [_describe(_Blocks.gather(panel, windows[slice(i, i + chunk)])) for i in range(0, len(windows), chunk)]
@@ -311,5 +311,6 @@ DESCRIPTORS: dict[str, Callable[[_Blocks], Tensor]] = {
     "largest residual": lambda b: torch.log1p(_largest(b.residual[:, b.first :]) / (b.noise + 0.1 * b.floor)),
     "above range": lambda b: b.extreme(1.0),
     "below range": lambda b: b.extreme(-1.0),
+    "earlier strength": lambda b: 1 - b.noise.square() / b.around[1],
 }
-"""Columns of `descriptors` by name."""
+"""Columns of `descriptors` by name. The last tells the kind of series, so that it is compared with others of its kind."""

@@ -18,6 +18,7 @@ from models.uncertainty.tail import TailProbability
 __all__ = ["Gate", "Standardisation"]
 
 NEIGHBOURS = 5
+WEIGHTS = (0.2, 0.8)  # of the encoder and the descriptors in the alarm rate that they share
 HALVES = 40  # stretches of training windows that alternate between fitting distances and ranking them
 SPREAD_FLOOR = 0.05  # of descriptors, which are all of order one: less than this is not called strange
 
@@ -58,15 +59,16 @@ class Standardisation:
 class Gate:
     """Out-of-distribution p-values and abstention.
 
-    Three experts look at a window: the Mahalanobis distance of encoder features, which also hold what covariates say, the
-    Mahalanobis distance of descriptors, and the distance of descriptors to their nearest training windows. Each distance
-    becomes a surprise (`TailProbability`), the score is the largest, the smallest p-value in other words, and the fold
-    kept for it turns the score into a p-value that holds whatever the experts are.
+    Two experts look at a window: the Mahalanobis distance of encoder features, which also hold what covariates say, and
+    the distance of descriptors to their nearest training windows. Each distance becomes a surprise (`TailProbability`), and
+    the score is the larger, in other words the smaller p-value, each over the expert's share of the alarm rate (``WEIGHTS``,
+    a weighted Bonferroni correction). The fold kept for it turns the score into a p-value that holds whatever the experts
+    are. Experts and weights were chosen by `models.uncertainty.perturb.TUNING` on OOD folds alone.
 
     Attributes
     ----------
     encoder, descriptors : standardisations of the two kinds of features
-    encoder_distance, descriptor_distance, neighbours : the experts' distances
+    encoder_distance, neighbours : the experts' distances
     tails : the experts' surprises, in this order
     scores : ``(n,)`` the OOD fold's scores, against which p-values are counted, ascending
     alpha : nominal false-alarm rate
@@ -76,7 +78,6 @@ class Gate:
     encoder: Standardisation
     descriptors: Standardisation
     encoder_distance: Mahalanobis
-    descriptor_distance: Mahalanobis
     neighbours: NearestNeighbours
     tails: tuple[TailProbability, ...]
     scores: Tensor
@@ -98,15 +99,14 @@ class Gate:
         with warnings.catch_warnings():  # a share of zeros that never varied is meant to be strange where it is not zero
             warnings.filterwarnings("ignore", message="features .* do not vary")
             neighbours = NearestNeighbours.fit(details[fitting], min(NEIGHBOURS, len(fitting)), unit_length=False)
-        near, usual = Mahalanobis.fit(codes[fitting]), Mahalanobis.fit(details[fitting])
+        distance = Mahalanobis.fit(codes[fitting])
         tails = (
-            TailProbability.fit(near.score(codes[ranking])),
-            TailProbability.fit(usual.score(details[ranking])),
+            TailProbability.fit(distance.score(codes[ranking])),
             TailProbability.fit(neighbours.score(details[ranking])),
         )
         empty = torch.empty(0, dtype=torch.float64)
         gate = cls(
-            encoder, descriptors, near, usual, neighbours, tails, empty, alpha, ExpectedError.spread_alone(), Abstention.never()
+            encoder, descriptors, distance, neighbours, tails, empty, alpha, ExpectedError.spread_alone(), Abstention.never()
         )
         return gate._with(scores=gate.score(ood_fold).sort().values)
 
@@ -124,19 +124,19 @@ class Gate:
         return Gate(**{**vars(self), **changes})
 
     def score(self, features: Tensor) -> Tensor:
-        """The largest surprise of each window ``(n, D)`` -> ``(n,)``, in nats."""
+        """The larger surprise of each window ``(n, D)`` -> ``(n,)``, in nats and at least 0."""
         return self.surprises(features).amax(dim=1)
 
     def surprises(self, features: Tensor) -> Tensor:
-        """Surprise of each expert ``(n, D)`` -> ``(n, 3)``."""
+        """Surprise of each expert ``(n, D)`` -> ``(n, 2)``, its weight against the larger one counted."""
         encoded, described = _split(features)
         codes, details = self.encoder.apply(encoded), self.descriptors.apply(described)
         distances = (
             self.encoder_distance.score(codes),
-            self.descriptor_distance.score(details),
             self.neighbours.score(details),
         )
-        return torch.stack([tail.apply(distance) for tail, distance in zip(self.tails, distances, strict=True)], dim=1)
+        surprises = (tail.apply(distance) for tail, distance in zip(self.tails, distances, strict=True))
+        return torch.stack(list(surprises), dim=1) + torch.tensor(WEIGHTS, dtype=torch.float64).div(max(WEIGHTS)).log()
 
     def p_value(self, score: Tensor) -> Tensor:
         """Conformal p-value of each score, ``(n,)``."""
@@ -168,7 +168,6 @@ class Gate:
             "encoder": _numbers(self.encoder),
             "descriptors": _numbers(self.descriptors),
             "encoder_distance": self.encoder_distance.state(),
-            "descriptor_distance": self.descriptor_distance.state(),
             "neighbours": self.neighbours.state(),
             **{f"tail{index}": tail.state() for index, tail in enumerate(self.tails)},
             "expected_error": self.expected_error.state(),
@@ -190,9 +189,8 @@ class Gate:
             encoder=standardisation("encoder"),
             descriptors=standardisation("descriptors"),
             encoder_distance=Mahalanobis.from_state(part("encoder_distance")),
-            descriptor_distance=Mahalanobis.from_state(part("descriptor_distance")),
             neighbours=NearestNeighbours.from_state(part("neighbours")),
-            tails=tuple(TailProbability.from_state(part(f"tail{index}")) for index in range(3)),
+            tails=tuple(TailProbability.from_state(part(f"tail{index}")) for index in range(2)),
             scores=tensors["scores"],
             alpha=float(tensors["alpha"]),
             expected_error=ExpectedError.from_state(part("expected_error")),

@@ -38,7 +38,7 @@ def test_the_card_says_what_is_withheld_and_at_what_risk(evaluated_project: Path
     card = load_calibration(evaluated_project)[2]["abstention"]
     assert card["nominal_share_withheld"] == 0.05
     assert card["n"] == len(load_prepared(evaluated_project).windows["conformal"])
-    assert "probability" in card["risk"] or "No promise" in card["risk"]
+    assert "with probability 0.9" in card["risk"] or card["risk"].startswith("No promise")
 
 
 def test_a_promise_that_the_fold_cannot_keep_is_not_made(evaluated_project: Path) -> None:
