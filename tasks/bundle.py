@@ -17,11 +17,12 @@ from models.panel import Panel, Windows
 from models.uncertainty.calibration import INTERVAL_LEVELS, JOINT_LEVEL, Calibration
 from models.uncertainty.ensemble import decompose, pool
 from models.uncertainty.gate import Gate
-from tasks.calibrate import encoder_family, gate_features, load_calibration, relative_spread
+from tasks.calibrate import load_calibration
 from tasks.encoding import Encoding
 from tasks.ensemble import ENSEMBLE, POOLED, member_weights
 from tasks.errors import UserError
 from tasks.files import atomic_dir, digest_of, file_md5, read_json, write_json
+from tasks.gate import encoder_family, error_signals, gate_features
 from tasks.member import load_member
 from tasks.params import Params
 from tasks.predict import predict_windows
@@ -29,7 +30,7 @@ from tasks.prepare import PREPARED
 from tasks.train import TRAINED
 
 BUNDLE = Path("artifacts/bundle")
-FORMAT = 1
+FORMAT = 2
 MINIMUM_HISTORY = 2  # a location and a scale need two values
 DISTRIBUTION_COLUMNS = ("mean", "median")
 BAND_COLUMNS = tuple(f"{side}-{level}" for level in INTERVAL_LEVELS for side in ("lo", "hi"))
@@ -139,9 +140,9 @@ class Bundle:
         predictive = self.calibration.apply(pool(values, self.weights, self.pooling))
         aleatoric, epistemic = decompose(values, self.weights)
         encoded = torch.from_numpy(predict_windows(self.encoder, panel, windows, self.params.train.seed)[1])
-        scale, level_features = panel.levels(windows)
-        score = self.gate.score(gate_features(encoded, level_features))
-        abstain = self.gate.abstain(score, relative_spread(predictive, scale))
+        score = self.gate.score(gate_features(encoded, panel, windows))
+        signals = error_signals(predictive, epistemic, panel.levels(windows)[0])
+        abstain = self.gate.abstain(score, self.gate.uncertainty(signals, score))
         horizon = panel.schema.horizon
         rows = (panel.offsets[:-1] + panel.observed).numpy()[:, None] + np.arange(horizon)
         per_step: dict[str, Any] = {"mean": predictive.mean, "median": predictive.median}

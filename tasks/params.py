@@ -188,11 +188,13 @@ class Ensemble(_Block):
 
 
 class Calibration(_Block):
-    """Repairs of the pooled forecast, the alarm for strange input and the share of forecasts withheld."""
+    """Repairs of the pooled forecast, the alarm for strange input, the share of forecasts withheld and the risk promised."""
 
     temperature: Literal["per_step", "global", "none"] = "per_step"
     ood_alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
     abstain_fraction: Fraction = 0.05
+    selective_risk: Annotated[float, Field(gt=0.0)] | None = None
+    selective_delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
 
 
 class Baselines(_Block):
