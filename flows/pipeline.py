@@ -11,6 +11,7 @@ from pathlib import Path
 from tasks.errors import UserError
 from tasks.files import file_md5, read_json
 from tasks.params import Params
+from tasks.presets import combination
 
 INGESTED = Path("data/ingested")
 USER_ERROR = Path(".weatherglass/user_error.txt")
@@ -26,6 +27,7 @@ def run_pipeline(root: Path, targets: Sequence[str] = (), force: bool = False) -
     if not (root / "dvc.yaml").exists() or not (root / ".dvc").is_dir():
         raise UserError(f"{root} holds no dvc.yaml and .dvc folder; run weatherglass in the project's folder.")
     configure(root, params.services.mlflow_uri, params.services.prefect_api_url)
+    print(preset_line(params), flush=True)
     (root / USER_ERROR).unlink(missing_ok=True)
     with prefect_server(root) as api_url:
         code = 0
@@ -35,6 +37,12 @@ def run_pipeline(root: Path, targets: Sequence[str] = (), force: bool = False) -
     if code == 0 and not targets:
         print(where_to_look(root, api_url))
     return code
+
+
+def preset_line(params: Params) -> str:
+    """The preset and the values of the keys that it governs, in one line."""
+    name, *values = combination(params).items()
+    return f"{name[0]} {name[1]}: {', '.join(f'{key} {value}' for key, value in values)}"
 
 
 def source_changed(root: Path, params: Params) -> bool:

@@ -10,9 +10,14 @@ from flows.stage import Stage, run_stage
 def train_flow(stage: Stage, family: str) -> None:
     from tasks.files import read_json
     from tasks.tracking import log_stage
-    from tasks.train import train_family
+    from tasks.train import LEFT_OUT, train_family
 
     folder = stage.do(train_family, stage.params, stage.root, family)
+    if (folder / LEFT_OUT).exists():
+        reason = read_json(folder / LEFT_OUT)["reason"]
+        stage.run.log(params={"family": family, "left_out": reason})
+        print(f"train {family}: left out, {reason}")
+        return
     config = getattr(stage.params.forecasters, family).model_dump()
     stage.run.log(params={"family": family, **config, **stage.params.train.model_dump()})
     for index, history in enumerate(read_json(folder / "history.json")):

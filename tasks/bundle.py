@@ -14,19 +14,24 @@ import torch
 
 from models.forecasters.base import Forecaster
 from models.panel import Panel, Windows
+from models.predictive import Predictive
 from models.uncertainty.calibration import INTERVAL_LEVELS, JOINT_LEVEL, Calibration
+from models.uncertainty.energy import EnergyAlarm, either_p_value
 from models.uncertainty.ensemble import decompose, pool
 from models.uncertainty.gate import Gate
 from tasks.calibrate import load_calibration
 from tasks.encoding import Encoding
+from tasks.energy import ALARM, ENERGY_COLUMNS, energy_family, window_logits
 from tasks.ensemble import ENSEMBLE, POOLED, member_weights
 from tasks.errors import UserError
 from tasks.files import atomic_dir, digest_of, file_md5, read_json, write_json
 from tasks.gate import encoder_family, error_signals, gate_features
 from tasks.member import load_member
 from tasks.params import Params
-from tasks.predict import predict_windows
+from tasks.predict import Predicted, predict_windows
 from tasks.prepare import PREPARED
+from tasks.presets import passes_of
+from tasks.sets import SET_COLUMNS, DecileSets, load_sets
 from tasks.train import TRAINED
 
 BUNDLE = Path("artifacts/bundle")
@@ -43,9 +48,17 @@ FORECAST_COLUMNS = (
 )  # fmt: skip
 
 
+def forecast_columns(params: Params) -> tuple[str, ...]:
+    """The columns that users receive, with those of conformal sets and energy before the last where the run has them."""
+    sets = SET_COLUMNS if params.calibration.sets != "none" else ()
+    energy = ENERGY_COLUMNS if energy_family(params) is not None else ()
+    return (*FORECAST_COLUMNS[:-1], *sets, *energy, FORECAST_COLUMNS[-1])
+
+
 def write_bundle(params: Params, root: Path) -> Path:
     """Bring weights, repairs, gate, encoding, params and card together in ``artifacts/bundle``."""
     calibrations, _, card = load_calibration(root)
+    sets = load_sets(root)
     with atomic_dir(root / BUNDLE) as folder:
         for family in params.families:
             (folder / "members" / family).mkdir(parents=True)
@@ -53,11 +66,14 @@ def write_bundle(params: Params, root: Path) -> Path:
                 name = f"member_{index}.safetensors"
                 shutil.copyfile(root / TRAINED / family / name, folder / "members" / family / name)
         shutil.copyfile(root / "artifacts/calibration/gate.safetensors", folder / "gate.safetensors")
+        if (root / ALARM).exists():
+            shutil.copyfile(root / ALARM, folder / ALARM.name)
         content = {
             "format": FORMAT,
             "pooling": read_json(root / POOLED / "weights.json")["pooling"],
             "members": member_weights(root),
             "calibration": calibrations[ENSEMBLE].state(),
+            "sets": None if sets is None else sets.state(),
             "encoding": read_json(root / PREPARED / "encoding.json"),
             "params": params.model_dump(mode="json"),
             "card": card,
@@ -81,11 +97,14 @@ class Bundle:
     params: Params
     encoding: Encoding
     members: tuple[Forecaster, ...]
+    families: tuple[str, ...]
     weights: torch.Tensor
     encoder: Forecaster
     pooling: str
     calibration: Calibration
+    sets: DecileSets | None
     gate: Gate
+    alarm: EnergyAlarm | None
     card: Mapping[str, Any]
     name: str
 
@@ -103,6 +122,11 @@ class Bundle:
             if not (folder / path).is_file() or file_md5(folder / path) != digest:
                 raise UserError(f"the bundle's file '{path}' is not the one that was registered; register the model again.")
         content = read_json(folder / "bundle.json")
+        if content["format"] != FORMAT:
+            raise UserError(
+                f"the bundle has format {content['format']} and this version reads {FORMAT}; register the model again by "
+                "`weatherglass run`."
+            )
         params = Params.model_validate(content["params"], strict=False)
         encoding = Encoding.from_state(content["encoding"])
         loaded = {}
@@ -114,11 +138,14 @@ class Bundle:
             params=params,
             encoding=encoding,
             members=tuple(loaded.values()),
+            families=tuple(family for family, _ in loaded),
             weights=torch.tensor([row["weight"] for row in content["members"]], dtype=torch.float64),
             encoder=loaded[encoder_family(params), 0],
             pooling=content["pooling"],
             calibration=Calibration.from_state(content["calibration"]),
+            sets=None if content["sets"] is None else DecileSets.from_state(content["sets"]),
             gate=Gate.from_tensors(load_file(folder / "gate.safetensors")),
+            alarm=EnergyAlarm.from_tensors(load_file(folder / ALARM.name)) if (folder / ALARM.name).exists() else None,
             card=content["card"],
             name=name,
         )
@@ -136,19 +163,29 @@ class Bundle:
             raise UserError(
                 f"series {short} has {int(panel.observed.min())} value; a forecast needs at least {MINIMUM_HISTORY}."
             )
-        values = torch.stack([torch.from_numpy(self._quantiles(member, panel, windows)) for member in self.members])
+        predicted = [self._predict(index, panel, windows) for index in range(len(self.members))]
+        values = torch.stack([torch.from_numpy(each.quantiles) for each in predicted])
+        splits = torch.stack([_split(each) for each in predicted])
         predictive = self.calibration.apply(pool(values, self.weights, self.pooling))
-        aleatoric, epistemic = decompose(values, self.weights)
-        encoded = torch.from_numpy(predict_windows(self.encoder, panel, windows, self.params.train.seed)[1])
+        aleatoric, epistemic = decompose(values, self.weights, splits)
+        encoded = torch.from_numpy(predict_windows(self.encoder, panel, windows, self.params.train.seed).features)
         score = self.gate.score(gate_features(encoded, panel, windows))
         signals = error_signals(predictive, epistemic, panel.levels(windows)[0])
         abstain = self.gate.abstain(score, self.gate.uncertainty(signals, score))
+        p_value, is_ood, energy = self.gate.p_value(score), self.gate.is_ood(score), self._energy(panel, windows)
+        if energy:
+            p_value = either_p_value(p_value, energy["energy_pvalue"])
+            is_ood = p_value <= self.gate.alpha
         horizon = panel.schema.horizon
         rows = (panel.offsets[:-1] + panel.observed).numpy()[:, None] + np.arange(horizon)
+        series = [str(name) for name in frame["unique_id"].to_numpy()[rows[:, 0]]]
         per_step: dict[str, Any] = {"mean": predictive.mean, "median": predictive.median}
         for level in INTERVAL_LEVELS:
-            per_step[f"lo-{level}"], per_step[f"hi-{level}"] = self.calibration.step.interval(predictive, level)
+            bounds = self.calibration.interval(predictive, level, series)
+            per_step[f"lo-{level}"], per_step[f"hi-{level}"] = bounds
         per_step[JOINT_COLUMNS[0]], per_step[JOINT_COLUMNS[1]] = self.calibration.joint.band(predictive)
+        if self.sets is not None:
+            per_step |= self.sets.columns(predictive, self._set_edges(self.sets, panel, series))
         if self.encoding.minimum is not None:  # a count is never below it, so no interval loses coverage by this
             per_step = {name: value.clamp(min=self.encoding.minimum) for name, value in per_step.items()}
         per_step |= {"aleatoric": aleatoric, "epistemic": epistemic}
@@ -159,12 +196,42 @@ class Bundle:
             "cutoff": np.repeat(times[rows[:, 0] - 1], horizon),
             **{name: value.numpy().ravel() for name, value in per_step.items()},
             "ood_score": np.repeat(score.numpy(), horizon),
-            "ood_pvalue": np.repeat(self.gate.p_value(score).numpy(), horizon),
-            "is_ood": np.repeat(self.gate.is_ood(score).numpy(), horizon),
-            "abstain": np.repeat(abstain.numpy(), horizon),
+            "ood_pvalue": np.repeat(p_value.numpy(), horizon),
+            "is_ood": np.repeat(is_ood.numpy(), horizon),
+            "abstain": np.repeat((abstain | is_ood).numpy(), horizon),
+            **{name: np.repeat(value.numpy(), horizon) for name, value in energy.items()},
             "model": self.name,
         }
-        return pd.DataFrame(table)[list(FORECAST_COLUMNS)]
+        return pd.DataFrame(table)[list(forecast_columns(self.params))]
 
-    def _quantiles(self, member: Forecaster, panel: Panel, windows: Windows) -> np.ndarray:
-        return predict_windows(member, panel, windows, self.params.train.seed)[0]
+    @staticmethod
+    def _set_edges(sets: DecileSets, panel: Panel, series: list[str]) -> torch.Tensor:
+        """Edges of each series' bins ``(n_series, 9)``."""
+        starts, lengths = panel.offsets.tolist(), panel.observed.tolist()
+        return torch.stack(
+            [
+                sets.edges_of(name, panel.rows[start : start + length, 0])
+                for name, start, length in zip(series, starts, lengths, strict=False)
+            ]
+        )
+
+    def _energy(self, panel: Panel, windows: Windows) -> dict[str, torch.Tensor]:
+        """`ENERGY_COLUMNS`, ``(n_series,)`` each; empty where the bundle has no energy alarm."""
+        if self.alarm is None:
+            return {}
+        member = self.members[self.families.index(str(energy_family(self.params)))]
+        score = self.alarm.score(window_logits(member, panel, windows))
+        return dict(zip(ENERGY_COLUMNS, (score, self.alarm.p_value(score)), strict=True))
+
+    def _predict(self, member: int, panel: Panel, windows: Windows) -> Predicted:
+        """A member's forecast, with as many MC dropout passes as it was evaluated with."""
+        passes = passes_of(self.params, self.families[member])
+        return predict_windows(self.members[member], panel, windows, self.params.train.seed, passes)
+
+
+def _split(predicted: Predicted) -> torch.Tensor:
+    """Aleatoric and epistemic variance within one member ``(2, n, H)``; all aleatoric without MC dropout passes."""
+    if predicted.split is not None:
+        return torch.from_numpy(predicted.split).double()
+    variance = Predictive(torch.from_numpy(predicted.quantiles)).variance
+    return torch.stack([variance, torch.zeros_like(variance)])

@@ -26,6 +26,18 @@ def member_quantiles(root: Path, family: str, fold: str) -> Tensor:
     return torch.from_numpy(np.load(root / TRAINED / family / f"quantiles_{fold}.npy"))
 
 
+def member_splits(root: Path, family: str, fold: str, values: Tensor) -> Tensor:
+    """Aleatoric and epistemic variance within each member of a family, ``(M, 2, n, H)`` float64.
+
+    From the family's MC dropout passes, or without such all aleatoric: the variance of its quantiles ``values``.
+    """
+    path = root / TRAINED / family / f"split_{fold}.npy"
+    if path.exists():
+        return torch.from_numpy(np.load(path)).double()
+    variance = Predictive(values).variance
+    return torch.stack([variance, torch.zeros_like(variance)], dim=1)
+
+
 def make_ensemble(params: Params, root: Path) -> Path:
     """Weigh and pool; writes and returns ``artifacts/ensemble``.
 
@@ -48,12 +60,13 @@ def make_ensemble(params: Params, root: Path) -> Path:
     even = torch.full((count,), 1 / count, dtype=torch.float64)
     with atomic_dir(root / POOLED) as folder:
         for fold in FOLDS:
-            values = torch.cat([member_quantiles(root, family, fold) for family in families])
+            by_family = [member_quantiles(root, family, fold) for family in families]
+            values = torch.cat(by_family)
+            splits = [member_splits(root, name, fold, own) for name, own in zip(families, by_family, strict=True)]
             np.save(folder / f"{ENSEMBLE}_{fold}.npy", pool(values, weights, method).values.float().numpy())
-            for number, family in enumerate(families):
-                own = values[number * count : (number + 1) * count]
+            for family, own in zip(families, by_family, strict=True):
                 np.save(folder / f"{family}_{fold}.npy", pool(own, even, method).values.float().numpy())
-            for name, part in zip(("aleatoric", "epistemic"), decompose(values, weights), strict=True):
+            for name, part in zip(("aleatoric", "epistemic"), decompose(values, weights, torch.cat(splits)), strict=True):
                 np.save(folder / f"{name}_{fold}.npy", part.float().numpy())
         rows = [
             {"family": family, "index": index, "weight": float(weight), "weight_in_family": 1 / count}

@@ -20,13 +20,16 @@ from models.uncertainty.perturb import HELD_OUT, MIDDLE_SIZE, PERTURBATIONS, SIZ
 from models.uncertainty.scores import DetectionScores, Interval
 from models.uncertainty.selective import aurc_ratio, kept_table
 from tasks.baselines.run import forecast_fold
-from tasks.calibrate import load_calibration
+from tasks.calibrate import load_calibration, window_series
+from tasks.energy import energy_metrics
 from tasks.ensemble import ENSEMBLE, pooled
 from tasks.files import atomic_dir, read_json, write_json
 from tasks.folds import claim
 from tasks.gate import encoder_family, gate_features, look
 from tasks.params import Params
 from tasks.prepare import Prepared, load_prepared
+from tasks.repairs import repair_metrics
+from tasks.sets import set_metrics
 from tasks.train import TRAINED
 
 BASELINE = Path("artifacts/baselines")
@@ -86,10 +89,11 @@ def evaluate(params: Params, root: Path) -> tuple[dict[str, float], Evidence, Pr
     target = prepared.panel.targets(windows)
     scale = seasonal_error(prepared)[windows.series]
     calibrations, gate, _ = load_calibration(root)
+    series = window_series(prepared, windows)
     metrics: dict[str, float] = {}
     for model, calibration in calibrations.items():
         predictive = calibration.apply(pooled(root, model, "test", "evaluate"))
-        intervals = {level: calibration.step.interval(predictive, level) for level in INTERVAL_LEVELS}
+        intervals = {level: calibration.interval(predictive, level, series) for level in INTERVAL_LEVELS}
         joint = calibration.joint.band(predictive)
         metrics |= _prefixed(model, model_metrics(predictive, target, scale, intervals, joint))
     for name in params.baselines.models:
@@ -98,6 +102,9 @@ def evaluate(params: Params, root: Path) -> tuple[dict[str, float], Evidence, Pr
         metrics |= _prefixed(name, model_metrics(predictive, target, scale, intervals, None))
     evidence = gather_evidence(params, root, prepared, calibrations[ENSEMBLE], gate)
     metrics |= _prefixed(ENSEMBLE, trust_metrics(evidence))
+    metrics |= _prefixed(ENSEMBLE, energy_metrics(params, root, prepared, gate, evidence.gate_scores))
+    for measure in (repair_metrics, set_metrics):
+        metrics |= _prefixed(ENSEMBLE, measure(root, prepared, calibrations[ENSEMBLE]))
     write_json(root / METRICS, {key: round(value, 6) for key, value in metrics.items() if np.isfinite(value)})
     write_plots(root, evidence)
     return metrics, evidence, prepared
@@ -153,14 +160,14 @@ def gather_evidence(params: Params, root: Path, prepared: Prepared, calibration:
     """Everything that the report says of the ensemble on the test fold."""
     seen = look(root, encoder_family(params), prepared, calibration, gate, "test", "evaluate")
     before = pooled(root, ENSEMBLE, "test", "evaluate")
-    after = calibration.apply(before)
+    after, series = calibration.apply(before), window_series(prepared, seen.windows)
     swept, origin = perturbed_scores(params, root, prepared, gate)
     block = blocks(prepared, seen.windows)
     return Evidence(
         target=prepared.panel.targets(seen.windows),
         before=before,
         after=after,
-        intervals={level: calibration.step.interval(after, level) for level in INTERVAL_LEVELS},
+        intervals={level: calibration.interval(after, level, series) for level in INTERVAL_LEVELS},
         joint=calibration.joint.band(after),
         uncertainty=gate.uncertainty(seen.signals, seen.score),
         risk=seen.error,

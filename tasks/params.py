@@ -23,7 +23,8 @@ from models.forecasters.config import (
     WaveNetConfig,
 )
 from tasks.errors import UserError
-from tasks.params_file import read_yaml, told
+from tasks.params_file import OrNull, read_yaml, told
+from tasks.presets import SMALLEST_FIRST, PresetName, dropout_families, filled, why_no_dropout
 from tasks.settings import FOLDS, Settings, derive_settings
 
 __all__ = ["Params", "Settings", "derive_settings"]
@@ -33,6 +34,7 @@ Baseline = Literal["seasonal_naive", "auto_ets", "prophet"]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Text = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[Text, ...], Field(strict=False)]
+ByPreset = OrNull()  # a null leaves the key to the preset, see tasks/presets.py
 COLUMN_ROLES = ("known_future", "past_only", "static")
 
 
@@ -167,7 +169,7 @@ class Forecasters(_Block):
 class Train(_Block):
     """How every member is trained."""
 
-    members: Count = 3
+    members: Annotated[Count, ByPreset] = 3
     seed: Annotated[int, Field(ge=0)] = 1
     batches_per_epoch: Count = 50
     patience: Count = 3
@@ -183,16 +185,22 @@ class Train(_Block):
 class Ensemble(_Block):
     """How members become one forecast."""
 
-    pooling: Literal["quantile_average", "linear"] = "quantile_average"
+    families: Annotated[Literal["all", "smallest"], ByPreset] = "all"
+    dropout_passes: Annotated[int, Field(ge=0), ByPreset] = 0
+    pooling: Annotated[Literal["quantile_average", "linear"], ByPreset] = "quantile_average"
     weighting: Literal["equal", "validation"] = "validation"
 
 
 class Calibration(_Block):
     """Repairs of the pooled forecast, the alarm for strange input, the share of forecasts withheld and the risk promised."""
 
-    temperature: Literal["per_step", "global", "none"] = "per_step"
-    ood_alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
-    abstain_fraction: Fraction = 0.05
+    temperature: Annotated[Literal["per_step", "global", "none"], ByPreset] = "per_step"
+    score: Annotated[Literal["tail", "cqr", "scaled_residual"], ByPreset] = "tail"
+    groups: Annotated[Literal["none", "series"], ByPreset] = "none"
+    sets: Annotated[Literal["none", "ordinal"], ByPreset] = "none"
+    energy: Annotated[bool, ByPreset] = False
+    ood_alpha: Annotated[float, Field(gt=0.0, lt=0.5), ByPreset] = 0.05
+    abstain_fraction: Annotated[Fraction, ByPreset] = 0.05
     selective_risk: Annotated[float, Field(gt=0.0)] | None = None
     selective_delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
 
@@ -229,8 +237,9 @@ class Services(_Block):
 
 
 class Params(_Block):
-    """The whole of params.yaml."""
+    """The whole of params.yaml, the preset's values filled in."""
 
+    uncertainty: PresetName = "reliable"
     data: Data = Data()
     features: Features = Features()
     folds: Folds = Folds()
@@ -251,6 +260,11 @@ class Params(_Block):
     registry: Registry = Registry()
     services: Services = Services()
     runner: Literal["local"] = "local"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_fills_nulls(cls, tree: Any) -> Any:
+        return filled(tree, cls.model_fields["families"].default) if isinstance(tree, dict) else tree
 
     @model_validator(mode="after")
     def _lengths_suit_the_horizon(self) -> Params:
@@ -277,6 +291,23 @@ class Params(_Block):
                 )
         if self.features.calendar and self.data.frequency == 1:
             raise _sentence("features.calendar is true; with data.frequency 1 (no dates) it must be null or false")
+        return self
+
+    @model_validator(mode="after")
+    def _families_serve_the_preset(self) -> Params:
+        """Refuse MC dropout that no family can serve; of ``families`` keep the smallest where one is to do."""
+        able: tuple[str, ...] = self.families
+        if self.ensemble.dropout_passes:
+            able = dropout_families(self, self.families)
+            if not able:
+                why = " and ".join(why_no_dropout(self, family) for family in self.families)
+                raise _sentence(
+                    f"uncertainty is {self.uncertainty}, whose MC dropout (ensemble.dropout_passes "
+                    f"{self.ensemble.dropout_passes}) no family can serve: {why}; add a family with dropout above 0, such as "
+                    "tcn, or choose another preset"
+                )
+        if self.ensemble.families == "smallest":
+            self.__dict__["families"] = (min(able, key=SMALLEST_FIRST.index),)
         return self
 
     @classmethod

@@ -6,6 +6,7 @@ import difflib
 import re
 import types
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -14,6 +15,11 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, ValidationError
 
 from tasks.errors import UserError
+
+
+@dataclass(frozen=True)
+class OrNull:
+    """Marks a key in which null is right although its value never is null: something else fills it in."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -161,4 +167,5 @@ def _words(annotation: Any, limits: list[Any]) -> str:
             bounds.append(f"at most {limit.le}")
         elif isinstance(limit, Lt):
             bounds.append(f"less than {limit.lt}")
+    optional = optional or any(isinstance(limit, OrNull) for limit in limits)
     return text + (f" of {' and '.join(bounds)}" if bounds else "") + (", or null" if optional else "")

@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
 from models.forecasters.base import Forecaster
 from models.panel import Panel, SequentialLoader, Windows
+from models.uncertainty.mc_dropout import mc_dropout_forecast
 
 BATCH = 128
 
 
-def predict_windows(forecaster: Forecaster, panel: Panel, windows: Windows, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Quantiles ``(n, H, Q)`` in the target's units and encoder features ``(n, D)``, float32 each.
+class Predicted(NamedTuple):
+    """A member's forecast, float32: quantiles ``(n, H, Q)`` in the target's units and encoder features ``(n, D)``.
 
-    The random state is set from ``seed`` for the length of the call, so sampling forecasters repeat themselves.
+    ``split`` ``(2, n, H)`` is the aleatoric and the epistemic variance over MC dropout passes, None without such.
     """
-    quantiles, features = [], []
+
+    quantiles: np.ndarray
+    features: np.ndarray
+    split: np.ndarray | None
+
+
+def predict_windows(forecaster: Forecaster, panel: Panel, windows: Windows, seed: int, passes: int = 0) -> Predicted:
+    """Forecast ``windows``; with ``passes`` as the mixture over so many MC dropout passes.
+
+    The random state is set from ``seed`` for the length of the call, so sampling forecasters and dropout repeat
+    themselves. Features are those of the network without dropout. Raises ValueError where there is none to keep on.
+    """
+    quantiles, features, splits = [], [], []
     device = forecaster.levels.device
     with torch.inference_mode(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for batch in SequentialLoader(panel, windows, BATCH):
-            prediction = forecaster.predict({key: value.to(device) for key, value in batch.items()})
-            quantiles.append(prediction.quantiles.float().cpu().numpy())
-            features.append(prediction.features.float().cpu().numpy())
-    return np.concatenate(quantiles), np.concatenate(features)
+        for number, batch in enumerate(SequentialLoader(panel, windows, BATCH)):
+            batch = {key: value.to(device) for key, value in batch.items()}
+            if passes:
+                values, split = mc_dropout_forecast(forecaster, batch, passes, seed * 1_000_003 + number)
+                encoded = forecaster.encode(batch)
+                splits.append(split.float().numpy())
+            else:
+                values, encoded = forecaster.predict(batch)
+            quantiles.append(values.float().cpu().numpy())
+            features.append(encoded.float().cpu().numpy())
+    whole = np.concatenate(splits, axis=1) if passes else None
+    return Predicted(np.concatenate(quantiles), np.concatenate(features), whole)
 
 
 def encode_windows(forecaster: Forecaster, panel: Panel, windows: Windows) -> torch.Tensor:

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from tasks.bundle import FORECAST_COLUMNS, Bundle, bundle_digest, write_bundle
+from tasks.bundle import Bundle, bundle_digest, forecast_columns, write_bundle
 from tasks.errors import UserError
 from tasks.files import read_json, write_json
 from tasks.params import Params
@@ -67,7 +67,7 @@ def _log_and_register(params: Params, root: Path, folder: Path, run_id: str, dig
             code_paths=[str(here), str(here.parent / "models")],
             pip_requirements=[f"{package}=={installed(package).split('+')[0]}" for package in REQUIREMENTS],
             metadata={"bundle": digest},
-            signature=_signature(root),
+            signature=_signature(params, root),
         )
     entry = mlflow.register_model(logged.model_uri, params.registry.name, tags={DIGEST_TAG: digest})
     client = current_client()
@@ -76,7 +76,7 @@ def _log_and_register(params: Params, root: Path, folder: Path, run_id: str, dig
     return str(entry.version)
 
 
-def _signature(root: Path):  # type: ignore[no-untyped-def]
+def _signature(params: Params, root: Path):  # type: ignore[no-untyped-def]
     """Long table in, forecast table out: names and types for the registry's page and for checks at serving."""
     import pandas as pd
     from mlflow.models import infer_signature
@@ -86,7 +86,7 @@ def _signature(root: Path):  # type: ignore[no-untyped-def]
         name: "float64" for name in history.columns if name not in ("unique_id", "ds") and history[name].dtype.kind in "if"
     }
     texts, flags = ("unique_id", "model"), ("is_ood", "abstain")
-    empty = {name: [""] if name in texts else [False] if name in flags else [0.0] for name in FORECAST_COLUMNS}
+    empty = {name: [""] if name in texts else [False] if name in flags else [0.0] for name in forecast_columns(params)}
     empty |= {"ds": history["ds"].head(1).tolist(), "cutoff": history["ds"].head(1).tolist()}
     return infer_signature(history.astype(numbers), pd.DataFrame(empty), params={"cutoff": ""})
 

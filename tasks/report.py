@@ -205,13 +205,20 @@ def render_report(data: ReportData) -> str:
     import jinja2
 
     from tasks.report_plots import sections
+    from tasks.report_repairs import repairs, without_repairs
     from tasks.report_words import card_rows, leaderboard, verdict
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    columns, rows = leaderboard(data)
+    columns, rows = leaderboard(without_repairs(data))
     return environment.get_template("report.html.j2").render(
-        data=data, verdict=verdict(data), columns=columns, rows=rows, sections=sections(data), card=card_rows(data.card)
+        data=data,
+        repairs=repairs(data),
+        verdict=verdict(data),
+        columns=columns,
+        rows=rows,
+        sections=sections(data),
+        card=card_rows(data.card),
     )

@@ -228,6 +228,11 @@ def leaderboard(data: ReportData) -> tuple[list[Column], list[Row]]:
 
 # key of the card -> its heading and what it means to someone who uses the forecast
 MEANING = {
+    "uncertainty": ("Preset", "What was combined to say how sure a forecast is (docs/uncertainty.md)."),
+    "score": ("Conformal score", "How far out of its forecast a value counts as lying."),
+    "energy": ("Energy alarm", "A second way to tell input that is unlike what was seen in training."),
+    "sets": ("Conformal sets", "The bins that hold each step's value with the promised share."),
+    "groups": ("By series", "For which series the intervals hold by themselves, not only on average."),
     "assumption": ("Assumption", "What must be true of the new data for the guarantee to hold."),
     "unit": ("Unit", "What the promised share is a share of."),
     "statement": ("Guarantee", "What is promised."),

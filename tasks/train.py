@@ -16,13 +16,16 @@ from typing import Any
 
 import numpy as np
 
+from models.forecasters.factory import FAMILIES
 from tasks.errors import UserError
 from tasks.files import atomic_dir, digest_of, file_md5, read_json, write_json
 from tasks.params import Params
 from tasks.prepare import ARRAYS, PREPARED, load_prepared
+from tasks.presets import passes_of
 from tasks.settings import FOLDS
 
 TRAINED = Path("artifacts/train")
+LEFT_OUT = "left_out.json"
 CHECKPOINTS = Path(".weatherglass/checkpoints")
 KEEP_MEMORY = {  # glibc hands freed memory back after every step, and the page faults cost as much as the arithmetic
     "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20),
@@ -36,7 +39,7 @@ def training_digest(params: Params, family: str, root: Path) -> str:
     config = getattr(params.forecasters, family).model_dump()
     train = params.train.model_dump(exclude={"workers"})
     files = [*(f"{name}.npy" for name in ARRAYS), "encoding.json", "windows_train.npy", "windows_early_stopping.npy"]
-    return digest_of([family, config, train, [file_md5(root / PREPARED / name) for name in files]])
+    return digest_of([family, config, train, passes_of(params, family), [file_md5(root / PREPARED / name) for name in files]])
 
 
 @contextmanager
@@ -60,8 +63,14 @@ def train_family(params: Params, root: Path, family: str) -> Path:
     """Train all members of ``family`` and predict the folds; writes and returns ``artifacts/train/<family>``.
 
     Holds ``member_<i>.safetensors``, ``history.json``, ``quantiles_<fold>.npy`` float32 ``(M, n, H, Q)`` and
-    ``features_<fold>.npy`` float32 ``(n, D)`` of the first member; the training fold's features are a sample.
+    ``features_<fold>.npy`` float32 ``(n, D)`` of the first member; the training fold's features are a sample. With MC
+    dropout a member's quantiles are those of the mixture over its passes, and ``split_<fold>.npy`` ``(M, 2, n, H)`` is
+    their aleatoric and epistemic variance. A family that the preset leaves out gets a note instead.
     """
+    if params.ensemble.families == "smallest" and family in FAMILIES and family not in params.families:
+        with atomic_dir(root / TRAINED / family) as folder:
+            write_json(folder / LEFT_OUT, {"reason": f"ensemble.families is smallest: {params.families[0]}"})
+        return root / TRAINED / family
     if family not in params.families:
         raise UserError(f"family '{family}' is not in params.yaml: families, which holds {', '.join(params.families)}.")
     base = root / CHECKPOINTS / family
@@ -145,15 +154,17 @@ def _member_process(spec: Any, news: Any) -> None:
         prepared = load_prepared(spec.root)
         forecaster = load_member(spec.family, spec.config, prepared.panel.schema, weights)
         for fold in FOLDS:
-            quantiles, features = predict_windows(forecaster, prepared.panel, prepared.windows[fold], spec.seed)
-            np.save(spec.folder / f"quantiles_{fold}.npy", quantiles)
-            np.save(spec.folder / f"features_{fold}.npy", features)
+            passes = passes_of(spec.params, spec.family)
+            predicted = predict_windows(forecaster, prepared.panel, prepared.windows[fold], spec.seed, passes)
+            for name, values in predicted._asdict().items():
+                if values is not None:
+                    np.save(spec.folder / f"{name}_{fold}.npy", values)
         if spec.index == 0:
             train = prepared.windows["train"]
             chosen = np.linspace(0, len(train) - 1, min(FEATURE_SAMPLE, len(train))).astype(np.int64)
             sample = replace(train, series=train.series[chosen], cutoff=train.cutoff[chosen])
             np.save(spec.folder / "windows_sample.npy", np.stack([sample.series.numpy(), sample.cutoff.numpy()]))
-            np.save(spec.folder / "features_train.npy", predict_windows(forecaster, prepared.panel, sample, spec.seed)[1])
+            np.save(spec.folder / "features_train.npy", predict_windows(forecaster, prepared.panel, sample, spec.seed).features)
         write_json(spec.folder / "predicted.json", {"done": True})
     except Exception as error:
         news.put(("failure", spec.index, f"{type(error).__name__}: {error}"))
@@ -168,7 +179,10 @@ def gather_members(params: Params, keep: Path, folder: Path) -> None:
     for index, member in enumerate(members):
         shutil.copyfile(member / "weights.safetensors", folder / f"member_{index}.safetensors")
     for fold in FOLDS:
-        np.save(folder / f"quantiles_{fold}.npy", np.stack([np.load(member / f"quantiles_{fold}.npy") for member in members]))
+        for name in ("quantiles", "split"):
+            if (members[0] / f"{name}_{fold}.npy").exists():
+                parts = [np.load(member / f"{name}_{fold}.npy") for member in members]
+                np.save(folder / f"{name}_{fold}.npy", np.stack(parts))
         shutil.copyfile(members[0] / f"features_{fold}.npy", folder / f"features_{fold}.npy")
     for name in ("features_train.npy", "windows_sample.npy"):
         shutil.copyfile(members[0] / name, folder / name)

@@ -58,6 +58,10 @@ class DeepAR(Forecaster):
         state = self.network.encode(batch)
         return self.network.sample(self._decoder_inputs(batch), state, paths, self._normal), state[0][-1]
 
+    def target_paths(self, batch: Batch, paths: int) -> Tensor:
+        """Joint sample paths ``(B, paths, H)`` in the target's units."""
+        return unscale(self.sample_paths(batch, paths)[0], batch)
+
     def encode(self, batch: Batch) -> Tensor:
         return self.network.encode(self._inputs(batch))[0][-1]
 

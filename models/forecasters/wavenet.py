@@ -266,6 +266,10 @@ class WaveNet(Forecaster):
         known = self._teacher_forced(inputs[:, : self.context], target[:, : self.context])
         return self.backbone(known)[:, -1]
 
+    def target_paths(self, batch: Batch, paths: int) -> Tensor:
+        """Joint sample paths (B, paths, H) in the target's units."""
+        return self.sample_paths(batch, paths)[0]
+
     def predict(self, batch: Batch) -> Prediction:
         paths, features = self.sample_paths(batch, self.paths)
         return Prediction(sample_quantiles(paths, self.levels), features)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 
 from models.predictive import Predictive
-from models.uncertainty.conformal import JointConformal, StepConformal
+from models.uncertainty.conformal import JointConformal
+from models.uncertainty.conformal_scores import BonferroniBand, Bounds, StepIntervals, from_plain, to_plain
+from models.uncertainty.groups import GroupIntervals
 from models.uncertainty.temperature import QuantileTemperature
 
 INTERVAL_LEVELS = (80, 90, 95)
@@ -18,42 +21,74 @@ JOINT_LEVEL = 90
 
 @dataclass(frozen=True)
 class Calibration:
-    """What turns a pooled forecast into one whose intervals hold."""
+    """What turns a pooled forecast into one whose intervals hold.
+
+    ``step`` are the intervals of each step, over all windows or for each group by itself; ``joint`` the band that holds
+    the whole path, and ``bonferroni`` the one that the union bound gives instead, to compare with.
+    """
 
     temperature: QuantileTemperature
-    step: StepConformal
+    step: StepIntervals | GroupIntervals
     joint: JointConformal
+    bonferroni: BonferroniBand
 
     @classmethod
     def fit(
-        cls, mode: str, temperature_fold: tuple[Predictive, Tensor], conformal_fold: tuple[Predictive, Tensor]
+        cls,
+        mode: str,
+        temperature_fold: tuple[Predictive, Tensor],
+        conformal_fold: tuple[Predictive, Tensor],
+        score: str = "tail",
+        groups: Sequence[str] | None = None,
     ) -> Calibration:
-        """Fit on (distributions, truths) ``(n, H)`` of the temperature and of the conformal fold."""
+        """Fit on (distributions, truths) ``(n, H)`` of the temperature and of the conformal fold.
+
+        ``mode`` is the temperature's and ``score`` one of ``conformal_scores.SCORES``. With ``groups`` (n), those of the
+        conformal fold's windows, intervals are ranked within each group that has scores enough for a finite one, and
+        over all groups together for the others.
+        """
         temperature = QuantileTemperature.fit(*temperature_fold, mode=mode)
         scale = JointConformal.step_scale(temperature.apply(temperature_fold[0]), temperature_fold[1])
         scaled, target = temperature.apply(conformal_fold[0]), conformal_fold[1]
-        step = StepConformal.fit(scaled, target, INTERVAL_LEVELS)
-        return cls(temperature, step, JointConformal.fit(scaled, target, scale, JOINT_LEVEL / 100))
+        step: StepIntervals | GroupIntervals
+        if groups is None:
+            step = StepIntervals.fit(score, scaled, target, INTERVAL_LEVELS)
+        else:
+            step = GroupIntervals.fit(score, scaled, target, groups, INTERVAL_LEVELS, fallback="marginal")
+        joint = JointConformal.fit(scaled, target, scale, JOINT_LEVEL / 100)
+        return cls(temperature, step, joint, BonferroniBand.fit(score, scaled, target, JOINT_LEVEL / 100))
 
     def apply(self, predictive: Predictive) -> Predictive:
         """The distribution after temperature scaling; intervals and bands are taken around it."""
         return self.temperature.apply(predictive)
 
+    @property
+    def grouped(self) -> bool:
+        """Whether intervals depend on a window's group."""
+        return isinstance(self.step, GroupIntervals)
+
+    def interval(self, predictive: Predictive, level: int, groups: Sequence[str]) -> Bounds:
+        """Bounds ``(n, H)`` at ``level`` percent, for windows of ``groups`` (n), unread unless intervals are `grouped`."""
+        if isinstance(self.step, GroupIntervals):
+            return self.step.interval(predictive, groups, level)
+        return self.step.interval(predictive, level)
+
     def state(self) -> dict[str, Any]:
-        """Plain lists and numbers; an infinite radius is the string ``inf``, for JSON."""
-        radius = {str(level): [_plain(value) for value in values.tolist()] for level, values in self.step.radius.items()}
-        joint = {"scale": self.joint.scale.tolist(), "radius": _plain(self.joint.radius)}
-        return {"temperature": self.temperature.state(), "step": radius, "joint": joint}
+        """Plain lists and numbers; what JSON has no number for is a string, such as ``inf``."""
+        joint = {"scale": self.joint.scale.tolist(), "radius": to_plain(torch.tensor(self.joint.radius, dtype=torch.float64))}
+        band = {"level": self.bonferroni.level, "n": self.bonferroni.n, "radius": to_plain(self.bonferroni.radius)}
+        return {
+            "temperature": self.temperature.state(),
+            "groups": self.grouped,
+            "step": self.step.state(),
+            "joint": joint,
+            "bonferroni": band,
+        }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Calibration:
-        radius = {
-            int(level): torch.tensor([float(value) for value in values], dtype=torch.float64)
-            for level, values in state["step"].items()
-        }
+        step = GroupIntervals.from_state(state["step"]) if state["groups"] else StepIntervals.from_state(state["step"])
         joint = JointConformal(torch.tensor(state["joint"]["scale"], dtype=torch.float64), float(state["joint"]["radius"]))
-        return cls(QuantileTemperature.from_state(state["temperature"]), StepConformal(radius), joint)
-
-
-def _plain(value: float) -> float | str:
-    return value if value < float("inf") else "inf"
+        band = state["bonferroni"]
+        bonferroni = BonferroniBand(step.name, band["level"], band["n"], from_plain(band["radius"]))
+        return cls(QuantileTemperature.from_state(state["temperature"]), step, joint, bonferroni)

@@ -1,4 +1,4 @@
-"""Split conformal prediction: exact ranks, per-step intervals and a joint band over the horizon."""
+"""Split conformal prediction: exact ranks, the score of a distribution's tails and a joint band over the horizon."""
 
 from __future__ import annotations
 
@@ -38,24 +38,6 @@ def tail_score(predictive: Predictive, target: Tensor) -> Tensor:
     """
     below, above = predictive.tail_probability(target)
     return -torch.log(2.0 * torch.minimum(below, above).clamp(min=1e-300))
-
-
-@dataclass(frozen=True)
-class StepConformal:
-    """Intervals that cover each step: per level a radius ``(H,)`` in units of :func:`tail_score`."""
-
-    radius: dict[int, Tensor]
-
-    @classmethod
-    def fit(cls, predictive: Predictive, target: Tensor, levels: tuple[int, ...] = (80, 90, 95)) -> StepConformal:
-        """Fit on the conformal fold's distributions and truths ``(n, H)``; ``levels`` in percent."""
-        scores = tail_score(predictive, target)
-        return cls({level: conformal_quantile(scores, level / 100) for level in levels})
-
-    def interval(self, predictive: Predictive, level: int) -> tuple[Tensor, Tensor]:
-        """Lower and upper bounds ``(..., H)`` at ``level`` percent, around the median."""
-        tail = 0.5 * torch.exp(-self.radius[level])
-        return predictive.tail_quantile(tail, upper=False), predictive.tail_quantile(tail, upper=True)
 
 
 @dataclass(frozen=True)

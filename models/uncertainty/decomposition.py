@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.predictive import Predictive
 
-__all__ = ["EntropySplit", "bin_probabilities", "entropy", "split_entropy"]
+__all__ = ["EntropySplit", "bin_index", "bin_probabilities", "entropy", "split_entropy"]
 
 ROUNDING = 1e-12
 """Mutual information below zero by no more than this is rounding."""
@@ -60,15 +60,22 @@ def split_entropy(probabilities: Tensor, weights: Tensor | None = None) -> Entro
 
 
 def bin_probabilities(predictive: Predictive, edges: Tensor) -> Tensor:
-    """Probability of each bin between ``edges`` ``(K - 1,)``, the outer two open: ``(...)`` -> ``(..., K)``, float64.
+    """Probability of each bin between ``edges`` ``(..., K - 1)``, the outer two open: ``(...)`` -> ``(..., K)``, float64.
 
-    Brings members of any head onto common bins. Raises ValueError unless the edges increase.
+    Brings members of any head onto common bins, the same for all distributions or, with leading axes that broadcast
+    against theirs, other ones for each. A bin holds its upper edge; equal edges leave an empty bin between them. Raises
+    ValueError where edges fall or are missing.
     """
     edges = edges.to(torch.float64)
-    if edges.dim() != 1 or not bool((edges.diff() > 0).all()):
-        raise ValueError("edges of bins must be one row of increasing numbers")
-    below = torch.stack([predictive.cdf(edge) for edge in edges], dim=-1)
+    if edges.dim() < 1 or not bool((edges.diff(dim=-1) >= 0).all()) or bool(edges.isnan().any()):
+        raise ValueError("edges of bins must be rows of numbers that do not fall")
+    below = torch.stack([predictive.cdf(edge) for edge in edges.unbind(-1)], dim=-1)
     return torch.cat([below[..., :1], below.diff(dim=-1), 1.0 - below[..., -1:]], dim=-1).clamp(min=0.0)
+
+
+def bin_index(values: Tensor, edges: Tensor) -> Tensor:
+    """Bin of each of ``values`` ``(...)``, int64 ``(...)``, as `bin_probabilities` counts them."""
+    return (values.to(torch.float64)[..., None] > edges.to(torch.float64)).sum(-1)
 
 
 def _normalised(values: Tensor, name: str) -> Tensor:

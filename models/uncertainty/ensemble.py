@@ -7,40 +7,97 @@ from torch import Tensor
 
 from models.predictive import LEVELS, Predictive, pinball_loss
 
+CELLS = 20_000
+"""Distributions of a mixture that are inverted at a time, which bounds memory."""
+BISECTIONS = 40
+
 
 def pool(values: Tensor, weights: Tensor, method: str = "quantile_average") -> Predictive:
     """Pool members' quantiles ``(M, ..., Q)`` with ``weights`` ``(M,)`` that sum to 1.
 
     ``quantile_average`` (Vincent, 1912; Lichtendahl et al., 2013) keeps calibrated members calibrated;
-    ``linear`` is the mixture of the members' distributions, which over-disperses calibrated members. The mixture's
-    distribution function is inverted by bisection to 1e-9 of its range.
+    ``linear`` is the mixture of the members' distributions, which over-disperses calibrated members.
     """
     weights = weights.to(torch.float64)
     if method == "quantile_average":
         return Predictive(torch.tensordot(weights, values.to(torch.float64), dims=1))
     if method != "linear":
         raise ValueError(f"'{method}' is not a pooling method; there are quantile_average and linear")
+    flat = values.reshape(len(values), -1, len(LEVELS))
+    parts = [mixture_quantiles(flat[:, start : start + CELLS], weights) for start in range(0, flat.shape[1], CELLS)]
+    return Predictive(torch.cat(parts).reshape(values.shape[1:]))
+
+
+def mixture_quantiles(values: Tensor, weights: Tensor) -> Tensor:
+    """Quantiles ``(C, Q)`` of the mixture of members' distributions ``(M, C, Q)`` with ``weights`` ``(M,)``.
+
+    A quantile of the mixture lies between the members' smallest and largest of its level. Within that bracket Newton
+    steps alternate with bisection until the mixture's distribution function is the level to 1e-10, or the bracket is
+    1e-10 of the distribution's range, as it is about an atom.
+    """
     members = Predictive(values)
-    low = members.values[..., 0].amin(0)[..., None].expand(*values.shape[1:]).clone()
-    high = members.values[..., -1].amax(0)[..., None].expand(*values.shape[1:]).clone()
-    levels = members.levels
-    for _ in range(40):
-        middle = (low + high) / 2
-        mass = torch.stack([members.cdf(middle[..., index]) for index in range(len(LEVELS))], dim=-1)
-        below = torch.tensordot(weights, mass, dims=1) < levels
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return Predictive((low + high) / 2)
+    knots, levels = members._knots(), members.levels
+    tails = torch.stack(Predictive._tails_of(knots, levels))
+    low, high = members.values.amin(0), members.values.amax(0)
+    room = 1e-10 * (high[:, -1:] - low[:, :1]).clamp(min=1e-12)
+    low, high = low - room, high + room
+    result = torch.tensordot(weights, members.values, dims=1)
+    active = torch.arange(len(result))
+    for turn in range(2 * BISECTIONS):
+        x = result[active]
+        mass, density = torch.zeros_like(x), torch.zeros_like(x)
+        for weight, member, tail in zip(weights.tolist(), knots, tails.unbind(1), strict=True):
+            of_member = _mass_and_density(member[active], tail[:, active], levels, x)
+            mass, density = mass + weight * of_member[0], density + weight * of_member[1]
+        miss = mass - levels
+        low[active] = torch.where(miss < 0, x, low[active])
+        high[active] = torch.where(miss < 0, high[active], x)
+        left, right = low[active], high[active]
+        done = (miss.abs() <= 1e-10) | (right - left <= 4 * room[active])
+        newton, middle = x - miss / density.clamp(min=1e-300), (left + right) / 2
+        trusted = (newton > left) & (newton < right)
+        if turn % 2:  # a Newton step that is already near stays; bisection is for the others
+            trusted &= (newton - x).abs() < 0.1 * (right - left)
+        step = torch.where(trusted, newton, middle)
+        result[active] = torch.where(done, x, step)
+        active = active[~done.all(-1)]
+        if not len(active):
+            break
+    return result
 
 
-def decompose(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def _mass_and_density(knots: Tensor, tails: Tensor, levels: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Distribution function and density, ``(C, K)`` each, of one member's ``knots`` ``(C, Q)`` at ``x`` ``(C, K)``.
+
+    As `Predictive.cdf`, for many points a distribution; ``tails`` ``(2, C)`` are the scales of its exponential tails.
+    """
+    cell = torch.searchsorted(knots, x).clamp(1, knots.shape[-1] - 1)
+    left = knots.gather(-1, cell - 1)
+    slope = levels.diff()[cell - 1] / (knots.gather(-1, cell) - left)
+    mass = levels[cell - 1] + slope * (x - left)
+    lower, upper = tails[0][:, None], tails[1][:, None]
+    below = levels[0] * torch.exp(((x - knots[:, :1]) / lower).clamp(max=0.0))
+    above = (1 - levels[-1]) * torch.exp(((knots[:, -1:] - x) / upper).clamp(max=0.0))
+    is_below, is_above = x < knots[:, :1], x > knots[:, -1:]
+    mass = torch.where(is_below, below, torch.where(is_above, 1 - above, mass))
+    return mass, torch.where(is_below, below / lower, torch.where(is_above, above / upper, slope))
+
+
+def decompose(values: Tensor, weights: Tensor, passes: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Aleatoric ``E[Var]`` and epistemic ``Var[E]`` variance, ``(...)`` each, of members ``(M, ..., Q)``.
 
-    Law of total variance over members drawn with ``weights`` ``(M,)``; both in squared units of the target.
+    Law of total variance over members drawn with ``weights`` ``(M,)``; both in squared units of the target. Where
+    members are themselves mixtures of MC dropout passes, ``passes`` ``(M, 2, ...)`` has each one's own split: the
+    variance between the passes of a member is epistemic too.
     """
     mean, variance = Predictive(values).moments()
     weights = weights.to(torch.float64)
     average = torch.tensordot(weights, mean, dims=1)
-    return torch.tensordot(weights, variance, dims=1), torch.tensordot(weights, (mean - average) ** 2, dims=1)
+    epistemic = torch.tensordot(weights, (mean - average) ** 2, dims=1)
+    if passes is None:
+        return torch.tensordot(weights, variance, dims=1), epistemic
+    aleatoric, within = torch.tensordot(weights, passes.to(torch.float64), dims=1)
+    return aleatoric, epistemic + within
 
 
 def greedy_weights(values: Tensor, target: Tensor, rounds: int | None = None) -> Tensor:

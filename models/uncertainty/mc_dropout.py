@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,13 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from models.forecasters.base import Forecaster
 from models.panel import Batch
+from models.predictive import sample_quantiles
+from models.uncertainty.ensemble import decompose, pool
 
-__all__ = ["mc_dropout", "mc_dropout_quantiles", "stochastic_layers"]
+__all__ = ["mc_dropout", "mc_dropout_forecast", "mc_dropout_quantiles", "stochastic_layers"]
+
+PATHS_SHARED = 5
+"""How many times the paths of one forecast all MC dropout passes together draw, so that passes do not multiply the cost."""
 
 SHARED_MASKS = "paths_share_masks"
 """Attribute of networks that sample paths: whether all paths of a window have one mask, or each a mask of its own."""
@@ -86,6 +92,37 @@ def mc_dropout_quantiles(forecaster: Forecaster, batch: Batch, passes: int, seed
     with mc_dropout(forecaster, share_masks=share_masks), torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
         torch.manual_seed(seed)
         return torch.stack([forecaster.predict(batch).quantiles for _ in range(passes)])
+
+
+def mc_dropout_forecast(forecaster: Forecaster, batch: Batch, passes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The mixture over ``passes``, as quantiles ``(B, H, Q)``, and its variance ``(2, B, H)``: aleatoric and epistemic.
+
+    Passes are draws of one posterior, each as likely as another, so their forecast is the mixture (Gal and Ghahramani,
+    2016, equation 6); the variance within passes is aleatoric, that between their means epistemic. A network that samples
+    paths draws ``PATHS_SHARED`` times its usual number over all passes together, and the mixture is theirs. float64.
+    """
+    if hasattr(forecaster, "target_paths"):
+        return _mixture_of_paths(forecaster, batch, passes, seed)
+    quantiles = mc_dropout_quantiles(forecaster, batch, passes, seed).double().cpu()
+    even = torch.full((passes,), 1.0 / passes, dtype=torch.float64)
+    return pool(quantiles, even, "linear").values, torch.stack(decompose(quantiles, even))
+
+
+def _mixture_of_paths(forecaster: Any, batch: Batch, passes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """`mc_dropout_forecast` of a network that samples paths.
+
+    The means of n paths differ by a pass's variance over n even where the passes agree, which is taken off (the unbiased
+    estimate of one-way analysis of variance).
+    """
+    count = max(2, -(-PATHS_SHARED * forecaster.paths // passes))
+    devices = {parameter.device for parameter in forecaster.parameters() if parameter.device.type == "cuda"}
+    with mc_dropout(forecaster), torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(seed)
+        paths = torch.stack([forecaster.target_paths(batch, count) for _ in range(passes)]).double().cpu()
+    within = paths.var(dim=2).mean(0)
+    between = paths.mean(2).var(dim=0, unbiased=passes > 1) - within / count
+    every = paths.transpose(0, 1).flatten(1, 2)
+    return sample_quantiles(every, forecaster.levels.double().cpu()), torch.stack([within, between.clamp(min=0.0)])
 
 
 def _name(forecaster: nn.Module) -> str:

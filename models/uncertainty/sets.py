@@ -74,8 +74,9 @@ class SetConformal:
     aps         mass of likelier classes ``+ p_k``           adapts to the row; never empty
                 (Romano et al., 2020), ``+ u p_k`` with u    randomised: exact coverage; **may be empty**
                 uniform where ``randomised``
-    ordinal     mass of the run about the mode that takes    a contiguous run of bins; never empty unless randomised
-                in k (Lu et al., 2022), ``+ u p_k`` alike
+    ordinal     mass of the run about the mode just before   the shortest run that reaches the calibrated mass, never
+                it takes in k (Lu et al., 2022),             empty; randomised: exact coverage, **may be empty**
+                ``+ u p_k`` where ``randomised``
     ==========  ===========================================  =====================================================
     """
 
@@ -148,8 +149,8 @@ def _class_scores(kind: Kind, probabilities: Tensor, generator: torch.Generator 
     if kind == "lac":
         return 1 - mass, torch.zeros_like(mass, dtype=torch.bool)
     before = mass_before_by_rank(mass) if kind == "aps" else mass_before_by_run(mass)
-    if generator is None:
-        return before + mass, before == 0
+    if generator is None:  # a sure and right forecast scores 1 with its own mass and 0 without
+        return (before + mass if kind == "aps" else before), before == 0
     share = torch.rand((*mass.shape[:-1], 1), dtype=torch.float64, generator=generator)
     return before + mass * share, torch.zeros_like(mass, dtype=torch.bool)
 
@@ -162,13 +163,19 @@ def set_summary(sets: Tensor) -> dict[str, float]:
 
 
 def run_bounds(sets: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
-    """Interval ``(...)`` of values that a contiguous run of bins ``(..., K)`` covers; ``edges`` ``(K - 1,)`` between bins.
+    """Interval ``(...)`` of values that a contiguous run of bins ``(..., K)`` covers.
 
-    The outer bins are open, so a run that reaches one has an infinite bound; an empty run has lower = inf, upper = -inf.
+    ``edges`` between bins are ``(K - 1,)``, or ``(..., K - 1)`` where each run has its own. The outer bins are open, so a
+    run that reaches one has an infinite bound; an empty run has lower = inf, upper = -inf.
     """
-    wall = torch.tensor([math.inf], dtype=torch.float64)
-    walls = torch.cat([-wall, edges.to(torch.float64), wall])
-    first = sets.int().argmax(-1)
-    last = sets.shape[-1] - 1 - sets.flip(-1).int().argmax(-1)
+    wall = torch.full((*edges.shape[:-1], 1), math.inf, dtype=torch.float64)
+    walls = torch.cat([-wall, edges.to(torch.float64), wall], dim=-1).expand(*sets.shape[:-1], -1)
+    first, last = run_ends(sets)
+    lower, upper = (walls.gather(-1, place[..., None])[..., 0] for place in (first, last + 1))
     empty = ~sets.any(-1)
-    return torch.where(empty, math.inf, walls[first]), torch.where(empty, -math.inf, walls[last + 1])
+    return torch.where(empty, math.inf, lower), torch.where(empty, -math.inf, upper)
+
+
+def run_ends(sets: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last bin ``(...)`` of contiguous runs ``(..., K)``, counted from 0; of an empty run, all of them."""
+    return sets.int().argmax(-1), sets.shape[-1] - 1 - sets.flip(-1).int().argmax(-1)

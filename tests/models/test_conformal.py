@@ -15,12 +15,12 @@ from torch import Tensor
 from models.predictive import LEVELS, Predictive
 from models.uncertainty.conformal import (
     JointConformal,
-    StepConformal,
     conformal_quantile,
     conformal_rank,
     half_widths,
     tail_score,
 )
+from models.uncertainty.conformal_scores import StepIntervals
 from models.uncertainty.guarantee import coverage_band
 
 NORMAL = torch.from_numpy(stats.norm.ppf(LEVELS))
@@ -121,7 +121,7 @@ def test_step_intervals_cover_however_wrong_the_forecast(spread: float, tails: s
     predictive = forecasts(n + fresh, horizon)
     target = truths(predictive, draw(size=(n + fresh, horizon)) / spread)
     first, last = Predictive(predictive.values[:n]), Predictive(predictive.values[n:])
-    conformal = StepConformal.fit(first, target[:n])
+    conformal = StepIntervals.fit("tail", first, target[:n])
     for level in (80, 90, 95):
         lower, upper = conformal.interval(last, level)
         share = ((lower <= target[n:]) & (target[n:] <= upper)).double().mean(0)
@@ -132,7 +132,7 @@ def test_step_intervals_cover_however_wrong_the_forecast(spread: float, tails: s
 def test_step_intervals_hold_the_median_and_are_nested() -> None:
     predictive = forecasts(99, 4)
     target = truths(predictive, np.random.default_rng(2).normal(size=(99, 4)))
-    conformal = StepConformal.fit(predictive, target)
+    conformal = StepIntervals.fit("tail", predictive, target)
     new = forecasts(50, 4, seed=9)
     bounds = [conformal.interval(new, level) for level in (80, 90, 95)]
     for lower, upper in bounds:
@@ -145,7 +145,7 @@ def test_step_intervals_hold_the_median_and_are_nested() -> None:
 
 def test_too_few_scores_give_the_whole_line() -> None:
     predictive = forecasts(18, 2)
-    conformal = StepConformal.fit(predictive, predictive.median + 0.1)
+    conformal = StepIntervals.fit("tail", predictive, predictive.median + 0.1)
     lower, upper = conformal.interval(predictive, 95)
     assert (lower == -math.inf).all()
     assert (upper == math.inf).all()
@@ -171,7 +171,7 @@ def test_joint_band_covers_whole_paths_and_is_narrower_than_bonferroni() -> None
     low, high = coverage_band(n, fresh, 0.9, confidence=1 - 1e-4)
     assert low <= share <= high
 
-    steps = StepConformal.fit(*calibration, levels=(90, 99))  # 99 = 100 - 10 / horizon: Bonferroni's level
+    steps = StepIntervals.fit("tail", *calibration, levels=(90, 99))  # 99 = 100 - 10 / horizon: Bonferroni's level
     whole = lambda bounds: float(((bounds[0] <= truth) & (truth <= bounds[1])).all(-1).double().mean())  # noqa: E731
     bonferroni = steps.interval(new, 99)
     assert float((upper - lower).mean()) < 0.9 * float((bonferroni[1] - bonferroni[0]).mean())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.predictive import LEVELS, Predictive
 from models.uncertainty import conformal_scores
-from models.uncertainty.conformal import JointConformal, StepConformal, conformal_quantile, conformal_rank
+from models.uncertainty.conformal import JointConformal, conformal_quantile, conformal_rank, tail_score
 from models.uncertainty.conformal_scores import (
     SCORES,
     BonferroniBand,
@@ -129,14 +129,17 @@ def test_asymmetric_cqr_follows_the_skew() -> None:
     assert radius[0] < 0 < radius[1]
 
 
-def test_tail_score_equals_step_conformal_where_ranks_are_finite_and_not() -> None:
+def test_tail_intervals_are_the_quantiles_beyond_which_the_ranked_tail_lies() -> None:
     predictive = forecasts(18, 4)
     target = truths(predictive, np.random.default_rng(3).normal(size=(18, 4)))
-    ours, theirs = StepIntervals.fit("tail", predictive, target), StepConformal.fit(predictive, target)
+    ours = StepIntervals.fit("tail", predictive, target)
     for level in (80, 90, 95):
-        assert torch.equal(ours.radius[level][:, 0], theirs.radius[level])
-        for mine, old in zip(ours.interval(predictive, level), theirs.interval(predictive, level), strict=True):
-            torch.testing.assert_close(mine, old, rtol=1e-7, atol=1e-7)
+        radius = conformal_quantile(tail_score(predictive, target), level / 100)
+        assert torch.equal(ours.radius[level][:, 0], radius)
+        tail = 0.5 * torch.exp(-radius)
+        expected = (predictive.tail_quantile(tail, upper=side) for side in (False, True))
+        for mine, quantile in zip(ours.interval(predictive, level), expected, strict=True):
+            torch.testing.assert_close(mine, quantile, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", list(SCORES))

@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from models.predictive import LEVELS, Predictive
-from models.uncertainty.decomposition import bin_probabilities, entropy, split_entropy
+from models.uncertainty.decomposition import bin_index, bin_probabilities, entropy, split_entropy
 from models.uncertainty.ensemble import decompose
 
 NORMAL = torch.from_numpy(stats.norm.ppf(LEVELS))
@@ -155,5 +155,16 @@ def test_bin_probabilities_of_a_normal() -> None:
     torch.testing.assert_close(mass.sum(-1), torch.ones(2, 3, dtype=torch.float64))
     expected = np.diff(np.concatenate([[0.0], stats.norm.cdf(edges.numpy()), [1.0]]))
     np.testing.assert_allclose(mass[0, 0].numpy(), expected, atol=0.01)
-    with pytest.raises(ValueError, match="increasing"):
-        bin_probabilities(Predictive(NORMAL), torch.tensor([1.0, 1.0]))
+    with pytest.raises(ValueError, match="do not fall"):
+        bin_probabilities(Predictive(NORMAL), torch.tensor([1.0, 0.0]))
+
+
+def test_bins_of_each_window_by_its_own_edges() -> None:
+    """Equal edges leave an empty bin; a bin holds its upper edge, for probabilities and for truths alike."""
+    edges = torch.tensor([[[-1.0, 0.0, 0.0]], [[-1.0, 0.5, 1.0]]])
+    predictive = Predictive(NORMAL.expand(2, 3, -1))
+    mass = bin_probabilities(predictive, edges)
+    for window in range(2):
+        torch.testing.assert_close(mass[window], bin_probabilities(Predictive(predictive.values[window]), edges[window, 0]))
+    assert (mass[0, :, 2] == 0).all()
+    assert bin_index(torch.tensor([[-3.0, 0.0, 0.1], [0.5, 0.6, 2.0]]), edges).tolist() == [[0, 1, 3], [1, 2, 3]]

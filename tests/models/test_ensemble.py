@@ -60,6 +60,31 @@ def test_linear_pool_has_the_mixtures_distribution_function() -> None:
                 assert mixture == pytest.approx(level, abs=1e-7)
 
 
+def test_linear_pool_stands_atoms_and_members_far_apart() -> None:
+    """A point mass, another ten away and a Normal: below the first atom the Normal alone, then jumps to each."""
+    values = torch.stack([torch.zeros_like(NORMAL), torch.full_like(NORMAL, 10.0), NORMAL])
+    pooled = pool(values, torch.tensor([0.3, 0.3, 0.4]), "linear")
+    level = lambda value: float(pooled.values[LEVELS.index(value)])  # noqa: E731
+    assert Predictive(NORMAL).cdf(torch.tensor(level(0.1))) == pytest.approx(0.25, abs=1e-6)
+    assert [level(value) for value in (0.25, 0.35, 0.45)] == pytest.approx([0.0] * 3, abs=1e-6)
+    assert [level(value) for value in (0.75, 0.9, 0.99)] == pytest.approx([10.0] * 3, abs=1e-6)
+
+
+def test_passes_of_members_split_as_if_each_pass_were_a_member() -> None:
+    """The law of total variance may be taken in two stages: passes within members, then members."""
+    generator = torch.Generator().manual_seed(5)
+    shift = torch.randn((2, 6, 4, 1), generator=generator, dtype=torch.float64)
+    passes = shift + NORMAL * (1 + 0.3 * torch.rand((2, 6, 4, 1), generator=generator, dtype=torch.float64))
+    weights, even = torch.tensor([0.3, 0.7], dtype=torch.float64), torch.full((6,), 1 / 6, dtype=torch.float64)
+    members = torch.stack([pool(each, even, "linear").values for each in passes])
+    splits = torch.stack([torch.stack(decompose(each, even)) for each in passes])
+    found = decompose(members, weights, splits)
+    flat = torch.repeat_interleave(weights / 6, 6)
+    expected = decompose(passes.reshape(12, 4, -1), flat)
+    torch.testing.assert_close(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1], rtol=0.02, atol=0.01)  # a mixture's mean from 23 of its quantiles
+
+
 def test_linear_pool_of_equal_members_is_that_member() -> None:
     values = members()[:1].expand(3, -1, -1, -1)
     torch.testing.assert_close(pool(values, WEIGHTS, "linear").values, values[0], rtol=1e-6, atol=1e-6)

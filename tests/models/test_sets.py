@@ -138,6 +138,17 @@ def test_ordinal_sets_are_runs_about_the_mode_and_shortest_where_there_is_one_mo
         assert len(places) == min(lengths)
 
 
+def test_sure_forecasts_that_are_right_do_not_widen_the_sets_of_others() -> None:
+    """A fifth of windows puts all its mass in one bin, rightly; the others' sets still reach the calibrated mass alone."""
+    unsure, truth = rows((400,), 10, seed=7)
+    sure = torch.nn.functional.one_hot(torch.arange(100) % 10, 10).double()
+    both, labels = torch.cat([sure, unsure]), torch.cat([torch.arange(100) % 10, truth])
+    fitted = SetConformal.fit("ordinal", both, labels, 0.9)
+    assert float(fitted.threshold) < 0.98
+    assert (fitted.sets(sure).sum(-1) == 1).all()
+    assert fitted.sets(both).gather(-1, labels[:, None]).sum() >= conformal_rank(500, 0.9)
+
+
 @pytest.mark.parametrize(("kind", "randomised"), [("ordinal", False), ("ordinal", True)])
 def test_ordinal_sets_of_many_modes_are_runs_too(kind: str, randomised: bool) -> None:
     probabilities, labels = rows((100, 3), 8, seed=6)
@@ -195,6 +206,10 @@ def test_runs_become_intervals_with_open_outer_bins() -> None:
     inf = math.inf
     assert lower.tolist() == [0.0, -inf, 3.0, -inf, inf]
     assert upper.tolist() == [3.0, 0.0, inf, inf, -inf]
+    own = torch.stack([edges, edges + 10.0])[:, None]
+    lower, upper = run_bounds(chosen[:2].expand(2, -1, -1), own)
+    assert lower.tolist() == [[0.0, -inf], [10.0, -inf]]
+    assert upper.tolist() == [[3.0, 0.0], [13.0, 10.0]]
 
 
 def test_bad_input_is_named() -> None:

@@ -109,7 +109,7 @@ def test_it_forecasts_from_a_test_cutoff_what_was_evaluated_there(
     windows = prepared.windows["test"]
     chosen = torch.from_numpy(prepared.cutoff_time(windows) == prepared.cutoff_time(windows).max())
     predictive = calibration.apply(pooled(evaluated_project, "ensemble", "test", "evaluate"))
-    lower, upper = calibration.step.interval(predictive, 90)
+    lower, upper = calibration.interval(predictive, 90, [])
     cutoff = pd.Timestamp(prepared.cutoff_time(windows).max()).to_pydatetime()
     table = bundle.forecast(with_future_rows(history, bundle.encoding, cutoff))
     assert sorted(table["unique_id"].unique()) == prepared.ids[windows.series[chosen].numpy()].tolist()

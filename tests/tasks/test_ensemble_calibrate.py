@@ -14,12 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.predictive import LEVELS, MEDIAN
+from models.panel import Panel
+from models.predictive import LEVELS, MEDIAN, Predictive
 from models.uncertainty.conformal import conformal_rank
+from models.uncertainty.groups import GroupIntervals
 from models.uncertainty.guarantee import coverage_band
 from models.uncertainty.scores import coverage
-from tasks.calibrate import CALIBRATION, calibrate, load_calibration
+from tasks.calibrate import CALIBRATION, calibrate, group_promises, load_calibration, window_series
 from tasks.ensemble import POOLED, make_ensemble, member_weights, pooled
+from tasks.errors import UserError
 from tasks.evaluate import BASELINE, evaluate, load_metrics
 from tasks.folds import FoldLeak
 from tasks.gate import encoder_family
@@ -105,7 +108,7 @@ def test_test_forecasts_move_nothing_and_conformal_ones_only_the_intervals(proje
     assert moved["temperature"] == before["temperature"]
     assert moved["joint"]["scale"] == before["joint"]["scale"]
     assert moved["joint"]["radius"] > before["joint"]["radius"]
-    assert all(new > old for new, old in zip(moved["step"]["90"], before["step"]["90"], strict=True))
+    assert all(new > old for new, old in zip(*(each["step"]["radius"]["90"] for each in (moved, before)), strict=True))
     torch.testing.assert_close(load_file(project / CALIBRATION / "gate.safetensors"), gate, rtol=1e-3, atol=1e-3)
 
 
@@ -122,11 +125,47 @@ def test_intervals_cover_their_rank_of_the_fold_they_come_from(evaluated_project
     predictive = calibration.apply(pooled(evaluated_project, "ensemble", "conformal", "fit conformal"))
     n = len(target)
     for level in (80, 90, 95):
-        covered = coverage(*calibration.step.interval(predictive, level), target).sum(dim=0)
+        covered = coverage(*calibration.interval(predictive, level, []), target).sum(dim=0)
         rank = conformal_rank(n, level / 100)
         assert ((covered - rank).abs() <= 1).all(), "a rank may round by one in the last digit"
     joint = coverage(*calibration.joint.band(predictive), target).all(dim=1).sum()
     assert abs(int(joint) - conformal_rank(n, 0.9)) <= 1
+
+
+@pytest.mark.parametrize("score", ["cqr", "scaled_residual"])
+def test_other_scores_cover_their_rank_and_groups_theirs(project: Path, edit_params: Callable[..., None], score: str) -> None:
+    edit_params(project, {"calibration.score": score, "calibration.groups": "series"})
+    calibrate(Params.load(root=project), project)
+    prepared, (calibrations, _, card) = load_prepared(project), load_calibration(project)
+    windows, calibration = prepared.windows["conformal"], calibrations["ensemble"]
+    predictive = calibration.apply(pooled(project, "ensemble", "conformal", "fit conformal"))
+    series = window_series(prepared, windows)
+    covered = coverage(*calibration.interval(predictive, 90, series), prepared.panel.targets(windows))
+    for name in set(series):
+        own = torch.tensor([each == name for each in series])
+        rank = conformal_rank(int(own.sum()), 0.9)
+        assert ((covered[own].sum(dim=0) - rank).abs() <= 1).all()
+    assert card["score"] == score
+    assert card["groups"]["step 90 %"] == "holds within each of 7 series, by rank 29 of 31 scores each"
+
+
+def test_the_card_names_series_that_have_no_promise_of_their_own() -> None:
+    predictive = Predictive(torch.arange(float(len(LEVELS))).expand(48, 2, -1))
+    target = torch.linspace(0.0, 20.0, 48)[:, None].expand(48, 2)
+    series = [*["a"] * 20, *["b"] * 24, *["few"] * 4]
+    step = GroupIntervals.fit("tail", predictive, target, series, (80, 90), fallback="marginal")
+    said = group_promises(step, ["a", "b", "few", "new"])
+    assert said["step 90 %"] == (
+        "holds within each of 2 series, by rank 19 of 20 scores to rank 23 of 24; over all series together, and for none of "
+        "them alone, for 2 with too few scores: few, new"
+    )
+    assert said["step 80 %"].startswith("holds within each of 3 series, by rank 4 of 4 scores to rank 20 of 24; ")
+
+
+def test_a_constant_fold_is_told_in_one_sentence(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Panel, "targets", lambda panel, windows: torch.full((len(windows), 6), 3.0))
+    with pytest.raises(UserError, match=r"the forecasts of ensemble cannot be calibrated: .* all its truths are 3"):
+        calibrate(Params.load(root=project), project)
 
 
 def test_coverage_of_the_test_fold_is_what_the_card_allows(evaluated_project: Path) -> None:
@@ -147,10 +186,17 @@ def test_metrics_have_flat_keys_and_the_values_of_their_formulas(evaluated_proje
         f"{a}_{b}" for a in ("coverage", "width") for b in (80, 90, 95)
     }
     joint = {"joint_coverage_90", "joint_width_90"}
+    repairs = {f"{score}_{when}" for score in ("ece", "bin_ece", "pit_ks", "crps") for when in ("before", "after")}
+    repairs |= {"bonferroni_width_90"}
     detection = {"ood_auroc", "ood_aupr", "ood_fpr95", "ood_false_alarm_rate", "ood_spearman"}
     errors = {"error_ratio_80", "error_ratio_80_oracle", "error_ratio_80_units"}
     trust = detection | errors | {"abstain_rate", "aurc", "aurc_oracle", "aurc_ratio"}
-    expected = {"ensemble": common | joint | trust, "tcn": common | joint, "mamba": common | joint, "seasonal_naive": common}
+    expected = {
+        "ensemble": common | joint | trust | repairs,
+        "tcn": common | joint,
+        "mamba": common | joint,
+        "seasonal_naive": common,
+    }
     assert set(metrics) == {f"{model}/{key}" for model, keys in expected.items() for key in keys}
 
     truth = prepared.panel.targets(prepared.windows["test"]).double().numpy()
@@ -161,6 +207,8 @@ def test_metrics_have_flat_keys_and_the_values_of_their_formulas(evaluated_proje
     assert metrics["seasonal_naive/wql"] == pytest.approx((2 * pinball.sum((0, 1)) / np.abs(truth).sum()).mean(), rel=1e-4)
     wape = np.abs(truth - values[..., MEDIAN]).sum() / np.abs(truth).sum()
     assert metrics["seasonal_naive/wape"] == pytest.approx(wape, rel=1e-4)
+    for score in ("ece", "pit_ks", "crps"):
+        assert metrics[f"ensemble/{score}_after"] == pytest.approx(metrics[f"ensemble/{score}"], abs=1e-5)
     assert metrics["ensemble/aurc_oracle"] <= metrics["ensemble/aurc"]
     assert metrics["ensemble/aurc_ratio"] == pytest.approx(metrics["ensemble/aurc"] / metrics["ensemble/aurc_oracle"], rel=1e-3)
     assert metrics["ensemble/error_ratio_80_oracle"] <= metrics["ensemble/error_ratio_80"]

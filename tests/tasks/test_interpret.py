@@ -49,7 +49,7 @@ def write_members(params: Params, root: Path) -> None:
         member = build_forecaster("tft", panel.schema, params.forecasters.tft).eval()
         save_model(member, str(folder / f"member_{index}.safetensors"))
         for fold in FOLDS:
-            values, features = predict_windows(member, panel, prepared.windows[fold], index)
+            values, features, _ = predict_windows(member, panel, prepared.windows[fold], index)
             quantiles[fold].append(values)
             if index == 0:
                 np.save(folder / f"features_{fold}.npy", features)

@@ -73,6 +73,21 @@ def test_plain_words_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
             f"families[1] is 'lstm'; it must be one of {NAMES}.",
         ),
         ("families: [tft, tft]", "families holds 'tft' twice; name each once."),
+        (
+            "uncertainty: fast",
+            "uncertainty is 'fast'; it must be one of quick, reliable, safety_critical, sets, ood, constrained.",
+        ),
+        ("train: {members: 0}", "train.members is 0; it must be a whole number of 1 or more, or null."),
+        (
+            "uncertainty: quick\nfamilies: [gradient_boosting]",
+            "uncertainty is quick, whose MC dropout (ensemble.dropout_passes 20) no family can serve: gradient_boosting has no "
+            "stochastic layer; add a family with dropout above 0",
+        ),
+        (
+            "uncertainty: constrained\nfamilies: [tcn]\nforecasters: {tcn: {dropout: 0.0}}",
+            "uncertainty is constrained, whose MC dropout (ensemble.dropout_passes 10) no family can serve: "
+            "forecasters.tcn.dropout is 0;",
+        ),
         ("train: {id_dropout: 1}", "train.id_dropout is 1; it must be a number of 0.0 or more and less than 1.0."),
         ("features: {context: -3}", "features.context is -3; it must be a whole number of 1 or more, or null."),
         ("features: {lags: [7]}", "features.lags holds 7; each lag must be at least data.horizon, 14"),
