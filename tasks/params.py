@@ -194,7 +194,7 @@ class Ensemble(_Block):
 class Calibration(_Block):
     """Repairs of the pooled forecast, the alarm for strange input, the share of forecasts withheld and the risk promised."""
 
-    temperature: Annotated[Literal["per_step", "global", "none"], ByPreset] = "per_step"
+    temperature: Annotated[Literal["per_step", "global", "none"], ByPreset] = "global"
     score: Annotated[Literal["tail", "cqr", "scaled_residual"], ByPreset] = "tail"
     groups: Annotated[Literal["none", "series"], ByPreset] = "none"
     sets: Annotated[Literal["none", "ordinal"], ByPreset] = "none"
