@@ -19,12 +19,13 @@ from models.uncertainty.calibration import INTERVAL_LEVELS, JOINT_LEVEL, Calibra
 from models.uncertainty.energy import EnergyAlarm, either_p_value
 from models.uncertainty.ensemble import decompose, pool
 from models.uncertainty.gate import Gate
-from tasks.calibrate import encoder_family, gate_features, load_calibration, relative_spread
+from tasks.calibrate import load_calibration
 from tasks.encoding import Encoding
 from tasks.energy import ALARM, ENERGY_COLUMNS, energy_family, window_logits
 from tasks.ensemble import ENSEMBLE, POOLED, member_weights
 from tasks.errors import UserError
 from tasks.files import atomic_dir, digest_of, file_md5, read_json, write_json
+from tasks.gate import encoder_family, error_signals, gate_features
 from tasks.member import load_member
 from tasks.params import Params
 from tasks.predict import Predicted, predict_windows
@@ -168,9 +169,9 @@ class Bundle:
         predictive = self.calibration.apply(pool(values, self.weights, self.pooling))
         aleatoric, epistemic = decompose(values, self.weights, splits)
         encoded = torch.from_numpy(predict_windows(self.encoder, panel, windows, self.params.train.seed).features)
-        scale, level_features = panel.levels(windows)
-        score = self.gate.score(gate_features(encoded, level_features))
-        abstain = self.gate.abstain(score, relative_spread(predictive, scale))
+        score = self.gate.score(gate_features(encoded, panel, windows))
+        signals = error_signals(predictive, epistemic, panel.levels(windows)[0])
+        abstain = self.gate.abstain(score, self.gate.uncertainty(signals, score))
         p_value, is_ood, energy = self.gate.p_value(score), self.gate.is_ood(score), self._energy(panel, windows)
         if energy:
             p_value = either_p_value(p_value, energy["energy_pvalue"])

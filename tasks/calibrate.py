@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,41 +22,14 @@ from tasks.energy import ALARM, alarm_record, fit_alarm
 from tasks.ensemble import ENSEMBLE, pooled
 from tasks.errors import UserError
 from tasks.files import atomic_dir, read_json, write_json
+from tasks.gate import abstention_card, fit_gate, gate_card, span
 from tasks.params import Params
 from tasks.prepare import Prepared, load_prepared
 from tasks.presets import statement
 from tasks.sets import SETS, DecileSets
-from tasks.train import TRAINED
 
 CALIBRATION = Path("artifacts/calibration")
 GROUPS_NAMED = 20  # series named on the card; calibration.json has them all
-ENCODERS = (
-    "tcn",
-    "tide",
-    "mamba",
-    "s4d",
-    "mamba2",
-    "hybrid",
-    "wavenet",
-    "deepar",
-    "tft",
-    "gradient_boosting",
-)  # whose first member's features the gate reads: the first that was trained
-
-
-def encoder_family(params: Params) -> str:
-    """The family whose encoder the gate and the projections read."""
-    return next(family for family in ENCODERS if family in params.families)
-
-
-def gate_features(encoded: Tensor, panel_levels: Tensor) -> Tensor:
-    """Encoder features ``(n, D)`` with the level features that scaling hides ``(n, 2)``, float64."""
-    return torch.cat([encoded.to(torch.float64), panel_levels], dim=1)
-
-
-def relative_spread(predictive: Predictive, scale: Tensor) -> Tensor:
-    """Mean predictive standard deviation over the horizon in units of the window's own ``scale``, ``(n,)``."""
-    return predictive.variance.sqrt().mean(dim=-1) / scale
 
 
 def calibrate(params: Params, root: Path) -> Path:
@@ -109,30 +81,6 @@ def window_series(prepared: Prepared, windows: Windows) -> list[str]:
     return [str(name) for name in prepared.ids[windows.series.numpy()]]
 
 
-def fit_gate(params: Params, root: Path, prepared: Prepared, calibration: Calibration) -> Gate:
-    """Fit the gate: what is ordinary from training windows, its thresholds from the OOD fold."""
-    from models.panel import Windows
-
-    family = encoder_family(params)
-    folder = root / TRAINED / family
-    sample = torch.from_numpy(np.load(folder / "windows_sample.npy"))
-    train = gate_features(_features(folder, "train"), prepared.panel.levels(Windows(sample[0], sample[1]))[1])
-    windows = prepared.fold("ood", "fit gate")
-    scale, level_features = prepared.panel.levels(windows)
-    spread = relative_spread(calibration.apply(pooled(root, ENSEMBLE, "ood", "fit gate")), scale)
-    return Gate.fit(
-        train,
-        gate_features(_features(folder, "ood"), level_features),
-        spread,
-        alpha=params.calibration.ood_alpha,
-        abstain_fraction=params.calibration.abstain_fraction,
-    )
-
-
-def _features(folder: Path, fold: str) -> Tensor:
-    return torch.from_numpy(np.load(folder / f"features_{fold}.npy"))
-
-
 def load_calibration(root: Path) -> tuple[dict[str, Calibration], Gate, dict[str, Any]]:
     """Repairs by model, the gate and the guarantee card."""
     from safetensors.torch import load_file
@@ -156,7 +104,7 @@ def guarantee_card(params: Params, root: Path, prepared: Prepared, calibration: 
         "assumption": f"exchangeable windows: the windows to come{within} are like those of the conformal fold",
         "unit": "one window, a (series, cutoff) pair; joint bands hold its whole horizon, step intervals each step",
         "score": calibration.step.name,
-        "fold": _span(prepared, windows),
+        "fold": span(prepared, windows),
         "n": n,
         "blocks": len(torch.unique(block)),
         "levels": {},
@@ -170,12 +118,8 @@ def guarantee_card(params: Params, root: Path, prepared: Prepared, calibration: 
     card["levels"][f"joint {JOINT_LEVEL} %"] = promise | {"finite": math.isfinite(calibration.joint.radius)}
     if isinstance(calibration.step, GroupIntervals):
         card["groups"] = group_promises(calibration.step, [str(name) for name in prepared.ids])
-    card["gate"] = {
-        "encoder": encoder_family(params),
-        "nominal_false_alarm_rate": gate.alpha,
-        "n": len(gate.scores),
-        "fold": _span(prepared, prepared.fold("ood", "fit gate")),
-    }
+    card["gate"] = gate_card(params, prepared, gate)
+    card["abstention"] = abstention_card(params, root, prepared, calibration, gate)
     return card
 
 
@@ -220,12 +164,3 @@ def _promise(n: int, level: float, n_effective: float) -> dict[str, Any]:
         "certified": can_certify(n, level),
         "band_95": [low, high],
     }
-
-
-def _span(prepared: Prepared, windows: Any) -> str:
-    times = prepared.target_time(windows)
-    return f"{_day(times.min())} to {_day(times.max())}"
-
-
-def _day(value: Any) -> str:
-    return str(np.datetime_as_string(value, unit="h")).removesuffix("T00") if isinstance(value, np.datetime64) else str(value)

@@ -13,7 +13,7 @@ from models.heads.categorical import CategoricalHead
 from models.panel import Panel, SequentialLoader, Windows
 from models.uncertainty.energy import EnergyAlarm, either_p_value
 from models.uncertainty.gate import Gate
-from models.uncertainty.perturb import PERTURBATIONS, perturbed_panel
+from models.uncertainty.perturb import HELD_OUT, MIDDLE_SIZE, perturbed_panel
 from models.uncertainty.scores import detection_scores
 from tasks.member import load_member
 from tasks.params import Params
@@ -25,7 +25,6 @@ from tasks.train import TRAINED
 ALARM = Path("artifacts/calibration/energy.safetensors")
 ENERGY_COLUMNS = ("energy", "energy_pvalue")
 """Columns of the forecast table where the alarm is on."""
-SIZE = 1.0  # of the perturbations, in window standard deviations
 
 
 def energy_family(params: Params) -> str | None:
@@ -84,8 +83,8 @@ def alarm_record(params: Params, alarm: EnergyAlarm | None) -> dict[str, Any]:
 def energy_metrics(params: Params, root: Path, prepared: Prepared, gate: Gate, gate_scores: Tensor) -> dict[str, float]:
     """How the alarm does on the test fold, by itself and with the gate; nothing where the run has none.
 
-    ``energy_auroc`` and ``energy_fpr95`` are means over all perturbations; false alarms are shares of clean windows, by
-    energy alone and by either alarm. ``gate_scores`` ``(n,)`` are the gate's on the test fold.
+    ``energy_auroc`` and ``energy_fpr95`` are means over the held-out perturbations; false alarms are shares of clean windows,
+    by energy alone and by either alarm. ``gate_scores`` ``(n,)`` are the gate's on the test fold.
     """
     alarm, family = load_alarm(root), energy_family(params)
     if alarm is None or family is None:
@@ -94,8 +93,8 @@ def energy_metrics(params: Params, root: Path, prepared: Prepared, gate: Gate, g
     clean = alarm.score(window_logits(member, prepared.panel, windows))
     reach = prepared.panel.schema.reference + prepared.panel.schema.context
     found = []
-    for name in PERTURBATIONS:
-        panel, isolated = perturbed_panel(prepared.panel, windows, reach, name, SIZE, params.train.seed)
+    for name in HELD_OUT:
+        panel, isolated = perturbed_panel(prepared.panel, windows, reach, name, MIDDLE_SIZE, params.train.seed)
         found.append(detection_scores(clean, alarm.score(window_logits(member, panel, isolated))))
     either = either_p_value(gate.p_value(gate_scores), alarm.p_value(clean))
     return {

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from models.panel import Windows
 from models.predictive import Predictive
 from models.uncertainty import scores
 from models.uncertainty.calibration import INTERVAL_LEVELS, JOINT_LEVEL, Calibration
 from models.uncertainty.gate import Gate
-from models.uncertainty.perturb import PERTURBATIONS, perturbed_panel
+from models.uncertainty.perturb import HELD_OUT, MIDDLE_SIZE, PERTURBATIONS, SIZES, perturbed_panel
+from models.uncertainty.scores import DetectionScores, Interval
+from models.uncertainty.selective import aurc_ratio, kept_table
 from tasks.baselines.run import forecast_fold
-from tasks.calibrate import encoder_family, gate_features, load_calibration, relative_spread, window_series
+from tasks.calibrate import load_calibration, window_series
 from tasks.energy import energy_metrics
 from tasks.ensemble import ENSEMBLE, pooled
 from tasks.files import atomic_dir, read_json, write_json
 from tasks.folds import claim
+from tasks.gate import encoder_family, gate_features, look
 from tasks.params import Params
 from tasks.prepare import Prepared, load_prepared
 from tasks.repairs import repair_metrics
@@ -28,23 +34,39 @@ from tasks.train import TRAINED
 
 BASELINE = Path("artifacts/baselines")
 METRICS = Path("metrics/test.json")
-PERTURBATION_SIZE = 1.0  # the middle of the sizes 0.5, 1, 2 in window standard deviations
+MOST_PERTURBED = 2000  # test windows, at each size and kind
+KEPT = 0.8  # share of windows at which errors are compared
+
+
+class Detection(NamedTuple):
+    """Detection of perturbed test windows: by size and kind, and at the middle size intervals by kind and of the held-out
+    kinds' mean, both empty where the fold has too few windows for a bootstrap."""
+
+    by_size: dict[float, dict[str, DetectionScores]]
+    intervals: dict[str, dict[str, Interval]]
+    mean: dict[str, Interval]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The ensemble on the test fold before and after calibration, and what the gate says of it."""
+    """The ensemble on the test fold before and after calibration, and what the gate says of it.
+
+    ``uncertainty`` and ``risk`` ``(n,)`` are the error expected of each window's forecast and the one it had, in units of
+    the window's ``scale``.
+    """
 
     target: Tensor
     before: Predictive
     after: Predictive
     intervals: dict[int, tuple[Tensor, Tensor]]
     joint: tuple[Tensor, Tensor]
-    spread: Tensor
+    uncertainty: Tensor
     risk: Tensor
+    scale: Tensor
     gate: Gate
     gate_scores: Tensor
     perturbed: dict[str, Tensor]
+    detection: Detection
 
 
 def run_baselines(params: Params, root: Path) -> Path:
@@ -136,55 +158,94 @@ def model_metrics(
 
 def gather_evidence(params: Params, root: Path, prepared: Prepared, calibration: Calibration, gate: Gate) -> Evidence:
     """Everything that the report says of the ensemble on the test fold."""
-    windows = prepared.fold("test", "evaluate")
-    target = prepared.panel.targets(windows)
+    seen = look(root, encoder_family(params), prepared, calibration, gate, "test", "evaluate")
     before = pooled(root, ENSEMBLE, "test", "evaluate")
-    after, series = calibration.apply(before), window_series(prepared, windows)
-    scale, level_features = prepared.panel.levels(windows)
-    encoded = torch.from_numpy(np.load(root / TRAINED / encoder_family(params) / "features_test.npy"))
+    after, series = calibration.apply(before), window_series(prepared, seen.windows)
+    swept, origin = perturbed_scores(params, root, prepared, gate)
+    block = blocks(prepared, seen.windows)
     return Evidence(
-        target=target,
+        target=prepared.panel.targets(seen.windows),
         before=before,
         after=after,
         intervals={level: calibration.interval(after, level, series) for level in INTERVAL_LEVELS},
         joint=calibration.joint.band(after),
-        spread=relative_spread(after, scale),
-        risk=(target - after.median).abs().mean(dim=1) / scale,
+        uncertainty=gate.uncertainty(seen.signals, seen.score),
+        risk=seen.error,
+        scale=prepared.panel.levels(seen.windows)[0],
         gate=gate,
-        gate_scores=gate.score(gate_features(encoded, level_features)),
-        perturbed=perturbed_scores(params, root, prepared, gate),
+        gate_scores=seen.score,
+        perturbed=swept[MIDDLE_SIZE],
+        detection=detect(seen.score, swept, block, block[origin]),
     )
 
 
-def perturbed_scores(params: Params, root: Path, prepared: Prepared, gate: Gate) -> dict[str, Tensor]:
-    """Gate scores of the test windows after each perturbation at the middle size, ``(n,)`` each."""
+def perturbed_scores(
+    params: Params, root: Path, prepared: Prepared, gate: Gate
+) -> tuple[dict[float, dict[str, Tensor]], Tensor]:
+    """Gate scores of test windows after each perturbation at each size, ``(m,)``, and which windows they are, ``(m,)``.
+
+    At most ``MOST_PERTURBED`` windows, evenly spread, of those whose whole context is known.
+    """
     from tasks.member import load_member
     from tasks.predict import encode_windows
 
-    family = encoder_family(params)
-    config = getattr(params.forecasters, family)
-    encoder = load_member(family, config, prepared.panel.schema, root / TRAINED / family / "member_0.safetensors")
-    windows, reach = prepared.fold("test", "evaluate"), prepared.panel.schema.reference + prepared.panel.schema.context
-    result = {}
-    for name in PERTURBATIONS:
-        panel, isolated = perturbed_panel(prepared.panel, windows, reach, name, PERTURBATION_SIZE, params.train.seed)
-        features = gate_features(encode_windows(encoder, panel, isolated), panel.levels(isolated)[1])
-        result[name] = gate.score(features)
-    return result
+    family, schema = encoder_family(params), prepared.panel.schema
+    encoder = load_member(family, getattr(params.forecasters, family), schema, root / TRAINED / family / "member_0.safetensors")
+    windows, reach = prepared.fold("test", "evaluate"), schema.reference + schema.context
+    origin = (windows.cutoff >= schema.context).nonzero()[:, 0]
+    origin = origin[torch.linspace(0, max(0, len(origin) - 1), min(len(origin), MOST_PERTURBED)).round().long()]
+    swept: dict[float, dict[str, Tensor]] = {size: {} for size in SIZES}
+    for size, name in itertools.product(SIZES, PERTURBATIONS):
+        panel, isolated = perturbed_panel(prepared.panel, windows[origin], reach, name, size, params.train.seed)
+        swept[size][name] = gate.score(gate_features(encode_windows(encoder, panel, isolated), panel, isolated))
+    return swept, origin
+
+
+def blocks(prepared: Prepared, windows: Windows) -> Tensor:
+    """Name of the stretch of a horizon in which each window's cutoff lies, ``(n,)``; its series where there is one stretch."""
+    block = prepared.cutoff_step(windows) // prepared.panel.schema.horizon
+    return block if len(block.unique()) > 1 else windows.series
+
+
+def detect(clean: Tensor, swept: dict[float, dict[str, Tensor]], block: Tensor, origin_block: Tensor) -> Detection:
+    """How well scores tell perturbed windows from clean ones, by kind and size."""
+    by_size = {size: {name: _detection(clean, values) for name, values in kinds.items()} for size, kinds in swept.items()}
+    middle = swept[MIDDLE_SIZE]
+    if len(origin_block.unique()) < 2:
+        return Detection(by_size, {}, {})
+    by_kind, mean = scores.detection_intervals_by_kind(clean, middle, block, origin_block, HELD_OUT)
+    return Detection(by_size, by_kind, mean)
+
+
+def _detection(clean: Tensor, strange: Tensor) -> scores.DetectionScores:
+    if not len(strange):
+        return scores.DetectionScores(float("nan"), float("nan"), float("nan"))
+    auroc, fpr95 = scores.detection_scores(clean, strange)
+    return scores.DetectionScores(auroc, scores.average_precision(clean, strange), fpr95)
 
 
 def trust_metrics(evidence: Evidence) -> dict[str, float]:
-    """How well the gate and the spread tell good forecasts from bad ones."""
-    detection = [scores.detection_scores(evidence.gate_scores, values) for values in evidence.perturbed.values()]
+    """How well the gate tells strange windows from ordinary ones, and uncertainty bad forecasts from good ones.
+
+    ``ood_*`` are means over the held-out perturbations at the middle size. ``error_ratio_80`` is the error of the 80 % most
+    certain windows over that of all, in units of each window's scale; ``_oracle`` what sorting by the error itself reaches,
+    ``_units`` the same in the target's units, by uncertainty in them.
+    """
+    middle = [evidence.detection.by_size[MIDDLE_SIZE][name] for name in HELD_OUT]
     flagged = evidence.gate.is_ood(evidence.gate_scores)
-    withheld = evidence.gate.abstain(evidence.gate_scores, evidence.spread)
+    withheld = evidence.gate.abstain(evidence.gate_scores, evidence.uncertainty)
+    units = kept_table(evidence.uncertainty * evidence.scale, evidence.risk * evidence.scale, (KEPT,))[0]
     return {
-        "ood_auroc": float(np.mean([auroc for auroc, _ in detection])),
-        "ood_fpr95": float(np.mean([rate for _, rate in detection])),
+        **{f"ood_{name}": float(np.mean([getattr(row, name) for row in middle])) for name in DetectionScores._fields},
         "ood_false_alarm_rate": float(flagged.double().mean()),
+        "ood_spearman": scores.spearman(evidence.gate_scores, evidence.risk),
         "abstain_rate": float(withheld.double().mean()),
-        "aurc": scores.aurc(evidence.spread, evidence.risk),
+        "aurc": scores.aurc(evidence.uncertainty, evidence.risk),
         "aurc_oracle": scores.aurc(evidence.risk, evidence.risk),
+        "aurc_ratio": aurc_ratio(evidence.uncertainty, evidence.risk),
+        "error_ratio_80": kept_table(evidence.uncertainty, evidence.risk, (KEPT,))[0].ratio,
+        "error_ratio_80_oracle": kept_table(evidence.risk, evidence.risk, (KEPT,))[0].ratio,
+        "error_ratio_80_units": units.ratio,
     }
 
 

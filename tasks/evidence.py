@@ -13,14 +13,19 @@ import torch
 from models.predictive import pinball_loss
 from models.uncertainty import scores
 from models.uncertainty.guarantee import coverage_band
-from tasks.evaluate import Evidence, evaluate, step_table
+from models.uncertainty.perturb import HELD_OUT
+from models.uncertainty.scores import Interval
+from models.uncertainty.selective import kept_table
+from tasks.evaluate import Detection, Evidence, evaluate, step_table
 from tasks.files import read_json, write_text
 from tasks.interpret import INTERPRETATION
 from tasks.params import Params
 from tasks.prepare import INGESTED, Prepared
 from tasks.report import (
     Fan,
+    Found,
     Interpretation,
+    Kind,
     Ood,
     Pit,
     RegimeLook,
@@ -49,7 +54,7 @@ def report_data(
     card = read_json(root / "artifacts/calibration/card.json")
     bands = {name: test_band(card, name, prepared) for name in ("step 90 %", "joint 90 %")}
     gate = evidence.gate
-    kept, risk = scores.risk_coverage(evidence.spread, evidence.risk)
+    kept, risk = scores.risk_coverage(evidence.uncertainty, evidence.risk)
     oracle = scores.risk_coverage(evidence.risk, evidence.risk)[1]
     return ReportData(
         title=f"{params.registry.name}: {params.data.source} forecasts, {params.data.horizon} steps ahead",
@@ -76,11 +81,37 @@ def report_data(
             threshold=gate.threshold,
             nominal_rate=gate.alpha,
             test_rate=float(gate.is_ood(evidence.gate_scores).double().mean()),
+            kinds=kinds(evidence.detection),
+            mean=found(evidence.detection.mean),
         ),
-        selective=Selective(kept.numpy(), risk.numpy(), oracle.numpy()),
+        selective=Selective(kept.numpy(), risk.numpy(), oracle.numpy(), kept_rows(evidence)),
         card=card,
         interpretation=load_interpretation(root),
     )
+
+
+def kinds(detection: Detection) -> tuple[Kind, ...]:
+    """Detection of each kind of change, at all sizes and with intervals at the middle one."""
+    names = next(iter(detection.by_size.values()))
+    return tuple(
+        Kind(
+            name=name,
+            held_out=name in HELD_OUT,
+            by_size={size: (rows[name].auroc, rows[name].fpr95) for size, rows in detection.by_size.items()},
+            middle=found(detection.intervals.get(name, {})),
+        )
+        for name in names
+    )
+
+
+def found(intervals: dict[str, Interval]) -> Found | None:
+    """Intervals as the report shows them, None where there are none."""
+    return Found(intervals["auroc"], intervals["aupr"], intervals["fpr95"]) if intervals else None
+
+
+def kept_rows(evidence: Evidence) -> tuple[tuple[float, int, float, float], ...]:
+    """Share kept, windows, their mean loss and that over all windows' loss."""
+    return tuple((row.share, row.kept, row.loss, row.ratio) for row in kept_table(evidence.uncertainty, evidence.risk))
 
 
 def load_interpretation(root: Path) -> Interpretation | None:

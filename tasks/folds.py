@@ -17,7 +17,7 @@ PURPOSES = {
     "early_stopping": {"choose epoch", "weight members"},
     "temperature": {"fit temperature", "fit step scale"},
     "ood": {"fit gate"},
-    "conformal": {"fit conformal"},
+    "conformal": {"fit conformal", "fit abstention"},
     "test": {"evaluate"},
 }
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from models.forecasters.tft import TFT
 from models.interpretation import lag_profile, pattern_distance
 from models.panel import Panel, SequentialLoader, Windows
-from tasks.calibrate import encoder_family, gate_features, load_calibration, relative_spread
+from tasks.calibrate import load_calibration
 from tasks.ensemble import ENSEMBLE, pooled
 from tasks.files import atomic_dir, write_json
+from tasks.gate import encoder_family, gate_features, relative_spread
 from tasks.member import load_member
 from tasks.params import Params
 from tasks.predict import BATCH
@@ -118,9 +119,9 @@ def find_regimes(params: Params, root: Path, prepared: Prepared) -> list[Regime]
     """
     windows = prepared.fold("test", "evaluate")
     calibrations, gate, _ = load_calibration(root)
-    scale, level_features = prepared.panel.levels(windows)
+    scale = prepared.panel.levels(windows)[0]
     encoded = torch.from_numpy(np.load(root / TRAINED / encoder_family(params) / "features_test.npy"))
-    p_value = gate.p_value(gate.score(gate_features(encoded, level_features)))
+    p_value = gate.p_value(gate.score(gate_features(encoded, prepared.panel, windows)))
     flagged, unusual = p_value <= gate.alpha, p_value <= max(UNUSUAL, gate.alpha)
     spread = relative_spread(calibrations[ENSEMBLE].apply(pooled(root, ENSEMBLE, "test", "evaluate")), scale)
     low, high = np.quantile(spread.numpy(), [CALM, EXTREME])

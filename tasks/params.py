@@ -192,15 +192,17 @@ class Ensemble(_Block):
 
 
 class Calibration(_Block):
-    """Repairs of the pooled forecast, the alarm for strange input and the share of forecasts withheld."""
+    """Repairs of the pooled forecast, the alarm for strange input, the share of forecasts withheld and the risk promised."""
 
-    temperature: Annotated[Literal["per_step", "global", "none"], ByPreset] = "per_step"
+    temperature: Annotated[Literal["per_step", "global", "none"], ByPreset] = "global"
     score: Annotated[Literal["tail", "cqr", "scaled_residual"], ByPreset] = "tail"
     groups: Annotated[Literal["none", "series"], ByPreset] = "none"
     sets: Annotated[Literal["none", "ordinal"], ByPreset] = "none"
     energy: Annotated[bool, ByPreset] = False
     ood_alpha: Annotated[float, Field(gt=0.0, lt=0.5), ByPreset] = 0.05
     abstain_fraction: Annotated[Fraction, ByPreset] = 0.05
+    selective_risk: Annotated[float, Field(gt=0.0)] | None = None
+    selective_delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
 
 
 class Baselines(_Block):

@@ -19,7 +19,7 @@ RELIABLE: dict[str, Any] = {
     "ensemble.families": "all",
     "ensemble.dropout_passes": 0,
     "ensemble.pooling": "quantile_average",
-    "calibration.temperature": "per_step",
+    "calibration.temperature": "global",
     "calibration.score": "tail",
     "calibration.groups": "none",
     "calibration.sets": "none",

@@ -11,8 +11,8 @@ import pandas as pd
 import torch
 
 from models.panel import Windows
-from tasks.calibrate import encoder_family
 from tasks.files import atomic_dir
+from tasks.gate import encoder_family
 from tasks.params import Params
 from tasks.prepare import Prepared, load_prepared
 from tasks.train import TRAINED

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "Fan", "Interpretation", "Ood", "Pit", "RegimeLook", "Reliability", "ReportData", "Selective", "Steps", "format_metric",
-    "render_report",
+    "Fan", "Found", "Interpretation", "Kind", "Ood", "Pit", "RegimeLook", "Reliability", "ReportData",
+    "Selective", "Steps", "format_metric", "render_report",
 ]  # fmt: skip
 
 FloatArray = NDArray[np.floating[Any]]
@@ -72,6 +72,25 @@ class Steps:
 
 
 @dataclass(frozen=True)
+class Found:
+    """How well changed windows are told from clean ones: (estimate, lower, upper) of a block bootstrap each."""
+
+    auroc: tuple[float, float, float]
+    aupr: tuple[float, float, float]
+    fpr95: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of change: (AUROC, FPR at 95 % TPR) by size, and intervals at the middle size where they were computed."""
+
+    name: str
+    held_out: bool
+    by_size: Mapping[float, tuple[float, float]]
+    middle: Found | None
+
+
+@dataclass(frozen=True)
 class Ood:
     """Out-of-distribution scores; a window whose score is above ``threshold`` is flagged."""
 
@@ -81,6 +100,8 @@ class Ood:
     threshold: float
     nominal_rate: float  # false-alarm rate the threshold was set for
     test_rate: float  # share of clean test windows that were flagged
+    kinds: tuple[Kind, ...] = ()
+    mean: Found | None = None  # over the kinds held out
 
 
 @dataclass(frozen=True)
@@ -90,6 +111,7 @@ class Selective:
     coverage: FloatArray
     risk: FloatArray
     oracle_risk: FloatArray  # the same when windows are sorted by their true loss
+    kept: tuple[tuple[float, int, float, float], ...] = ()  # share kept, windows, mean loss, over that of all
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks.report import NBSP, Fan, FloatArray, Ood, ReportData, format_metric
+from tasks import report_trust as trust
+from tasks.report import NBSP, Fan, FloatArray, ReportData, format_metric
 from tasks.report_interpretation import finding, pictures
-from tasks.report_svg import ROLES, Legend, Picture, inline_svg
+from tasks.report_svg import ROLES, Legend, Picture, dashed, finite, inline_svg, mean, pct
+from tasks.report_trust import Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +21,7 @@ __all__ = ["Section", "sections"]
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: heading, what the numbers say, figures, and optional (name, share) bars."""
+    """A part of the page: heading, what the numbers say, figures, and optional (name, share) bars and tables."""
 
     anchor: str
     title: str
@@ -27,29 +29,7 @@ class Section:
     pictures: tuple[Picture, ...]
     legend: tuple[Legend, ...] = ()
     bars: tuple[tuple[str, float, str], ...] = ()
-
-
-def _thin(n: int, most: int = 400) -> Any:
-    """Return at most ``most`` indices spread evenly over 0..n-1, both ends kept."""
-    return np.unique(np.linspace(0, max(n - 1, 0), min(n, most)).astype(int))
-
-
-def _finite(values: FloatArray) -> FloatArray:
-    """Return the finite entries as float64."""
-    array: FloatArray = np.asarray(values, dtype=float).ravel()
-    finite: FloatArray = array[np.isfinite(array)]
-    return finite
-
-
-def _mean(values: FloatArray) -> float:
-    """Return the mean of the finite entries, NaN where there are none."""
-    finite = _finite(values)
-    return float(finite.mean()) if len(finite) else float("nan")
-
-
-def _pct(value: float, digits: int = 1) -> str:
-    """Return a percentage, a dash where it was not measured."""
-    return f"{100 * value:.{digits}f}{NBSP}%" if np.isfinite(value) else "–"
+    tables: tuple[Table, ...] = ()
 
 
 def _opacity(n: int) -> FloatArray:
@@ -78,7 +58,7 @@ def _fan(fan: Fan, place: int) -> Picture:
     past_ds, past = np.asarray(fan.history_ds)[-tail:], np.asarray(fan.history_y, dtype=float)[-tail:]
     levels = sorted(fan.lo, reverse=True)
     edges = [np.asarray(edge, dtype=float) for edge in (*fan.lo.values(), *fan.hi.values(), fan.joint_lo, fan.joint_hi)]
-    seen = _finite(np.concatenate([past, np.asarray(fan.y, dtype=float), np.asarray(fan.median, dtype=float), *edges]))
+    seen = finite(np.concatenate([past, np.asarray(fan.y, dtype=float), np.asarray(fan.median, dtype=float), *edges]))
     low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 1.0)
     room = 0.06 * (high - low or 1.0)
 
@@ -127,10 +107,6 @@ def _upper(text: str) -> str:
 BEFORE_AFTER = (Legend("dash", "brass", "before calibration"), Legend("line", "accent", "after"))
 
 
-def _before(axes: Axes, x: Any, y: Any, **more: Any) -> None:
-    axes.plot(x, y, color=ROLES["brass"], linestyle=(0, (4, 2)), linewidth=1.5, **more)
-
-
 def _change(before: float, after: float) -> str:
     """Say how an error moved, in either direction."""
     if f"{before:.4f}" == f"{after:.4f}":
@@ -145,11 +121,11 @@ def _reliability(data: ReportData) -> Picture:
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], color=ROLES["muted"], linewidth=1)
         marker = 3.2 if len(r.nominal) <= 30 else 0
-        _before(axes, r.nominal, r.before, marker="o", markersize=marker, markerfacecolor=ROLES["card"])
+        dashed(axes, r.nominal, r.before, marker="o", markersize=marker, markerfacecolor=ROLES["card"])
         axes.plot(r.nominal, r.after, color=ROLES["accent"], marker="o", markersize=marker)
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="nominal quantile level", ylabel="observed share at or below")
 
-    gap = _change(_mean(np.abs(r.before - r.nominal)), _mean(np.abs(r.after - r.nominal)))
+    gap = _change(mean(np.abs(r.before - r.nominal)), mean(np.abs(r.after - r.nominal)))
     label = f"Reliability diagram: the mean distance from the diagonal {gap} with calibration."
     caption = "On the diagonal a quantile lies above just the share of values it names; flatter is overconfident."
     return Picture("Reliability", inline_svg("reliability", label, draw), caption, BEFORE_AFTER)
@@ -157,7 +133,7 @@ def _reliability(data: ReportData) -> Picture:
 
 def _ks(values: FloatArray) -> float:
     """Return the Kolmogorov-Smirnov distance from the uniform distribution: max over i of i/n - u_i, u_i - (i-1)/n."""
-    u = np.sort(_finite(values))
+    u = np.sort(finite(values))
     ranks = np.arange(1, len(u) + 1)
     return float(max((ranks / len(u) - u).max(), (u - (ranks - 1) / len(u)).max())) if len(u) else float("nan")
 
@@ -165,7 +141,7 @@ def _ks(values: FloatArray) -> float:
 def _pit(data: ReportData, bins: int = 20) -> Picture:
     """Draw the PIT histograms against the flat line of a calibrated forecast and its binomial 95 % range."""
     edges = np.linspace(0, 1, bins + 1)
-    before, after = (_finite(side) for side in (data.pit.before, data.pit.after))
+    before, after = (finite(side) for side in (data.pit.before, data.pit.after))
     heights = [np.histogram(side, edges)[0] * bins / max(len(side), 1) for side in (before, after)]
     spread = 1.96 * np.sqrt((bins - 1) / max(len(after), 1))
 
@@ -193,7 +169,7 @@ def _steps(data: ReportData) -> tuple[Picture, Picture]:
     marker = 3.2 if len(x) <= 31 else 0
 
     def both(axes: Axes, before: FloatArray, after: FloatArray) -> None:
-        _before(axes, x, np.where(np.isfinite(before), before, np.nan), marker="o", markersize=marker,
+        dashed(axes, x, np.where(np.isfinite(before), before, np.nan), marker="o", markersize=marker,
                 markerfacecolor=ROLES["card"])  # fmt: skip
         axes.plot(x, np.where(np.isfinite(after), after, np.nan), color=ROLES["accent"], marker="o", markersize=marker)
         axes.set(xlabel="step ahead")
@@ -203,7 +179,7 @@ def _steps(data: ReportData) -> tuple[Picture, Picture]:
         axes.axhspan(lo, hi, color=ROLES["muted"], alpha=0.18, linewidth=0)
         axes.axhline(s.nominal, color=ROLES["ink"], linewidth=1)
         both(axes, s.coverage_before, s.coverage_after)
-        seen = [*_finite(s.coverage_before), *_finite(s.coverage_after), lo, hi, s.nominal]
+        seen = [*finite(s.coverage_before), *finite(s.coverage_after), lo, hi, s.nominal]
         pad = 0.1 * max(max(seen) - min(seen), 0.02)
         axes.set(ylim=(max(min(seen) - pad, 0), min(max(seen) + pad, 1)), ylabel="coverage")
         axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=f"{NBSP}%"))
@@ -213,9 +189,9 @@ def _steps(data: ReportData) -> tuple[Picture, Picture]:
         axes.set_ylim(bottom=0)
         axes.set_ylabel("mean width, units of y")
 
-    level = _pct(s.nominal, 0)
-    after = _finite(s.coverage_after)
-    seen = f"from {_pct(after.min())} to {_pct(after.max())}" if len(after) else "not measured"
+    level = pct(s.nominal, 0)
+    after = finite(s.coverage_after)
+    seen = f"from {pct(after.min())} to {pct(after.max())}" if len(after) else "not measured"
     first = f"Coverage of the {level} interval at each of {len(x)} steps: {seen} after calibration, nominal {level}."
     second = f"Mean width of the {level} interval by step: {_widths(data)}."
     infinite = " Steps with infinite intervals are left out." if np.isinf(s.width_after).any() else ""
@@ -231,90 +207,14 @@ def _steps(data: ReportData) -> tuple[Picture, Picture]:
 
 def _widths(data: ReportData) -> str:
     """Say how the mean width changed with calibration."""
-    before, after = _mean(data.steps.width_before), _mean(data.steps.width_after)
+    before, after = mean(data.steps.width_before), mean(data.steps.width_after)
     if not before > 0 or not np.isfinite(after):
         return "width not measured"
     change = after / before - 1
     if abs(change) < 5e-4:
         return f"the mean width stays at {format_metric('width', after)}"
     more = "wider" if change > 0 else "narrower"
-    return f"{_pct(abs(change))} {more} on average, {format_metric('width', before)} to {format_metric('width', after)}"
-
-
-def _flagged(scores: FloatArray, threshold: float) -> float:
-    """Return the share of scores above the threshold, NaN scores left out, NaN where none is left."""
-    known = np.ravel(scores)[~np.isnan(np.ravel(scores))]
-    return float((known > threshold).mean()) if len(known) else float("nan")
-
-
-def _ood(ood: Ood) -> Picture:
-    """Draw the scores of calibration, clean test and perturbed windows against the threshold."""
-    from matplotlib.ticker import PercentFormatter
-
-    perturbed = np.concatenate([np.empty(0), *(np.ravel(scores) for scores in ood.perturbed.values())])
-    groups = [_finite(ood.calibration), _finite(ood.test), _finite(perturbed)]
-    pooled = np.concatenate(groups) if any(map(len, groups)) else np.zeros(1)
-    limit = ood.threshold if np.isfinite(ood.threshold) else float(np.median(pooled))
-    low, high = min(float(pooled.min()), limit), max(float(pooled.max()), limit)
-    log = low > 0 and high > 30 * float(np.median(groups[0] if len(groups[0]) else pooled))
-    if not log:
-        high = max(float(np.quantile(pooled, 0.995)), limit + 0.1 * (limit - low))
-    high = high if high > low else low + 1.0
-    edges = np.geomspace(low, high, 37) if log else np.linspace(low, high, 37)
-    share = [np.histogram(np.clip(group, low, high), edges)[0] / max(len(group), 1) for group in groups]
-
-    def draw(axes: Axes) -> None:
-        axes.stairs(share[1], edges, fill=True, color=ROLES["accent"], alpha=0.4)
-        axes.stairs(share[0], edges, color=ROLES["ink"], linewidth=1.3)
-        if len(groups[2]):
-            axes.stairs(share[2], edges, color=ROLES["brass"], linewidth=1.5, linestyle=(0, (4, 2)))
-        if np.isfinite(ood.threshold):
-            axes.axvline(ood.threshold, color=ROLES["ink"], linewidth=1, linestyle=(0, (1, 2)))
-            axes.annotate(" flagged →", (ood.threshold, 1), xycoords=("data", "axes fraction"), va="top",
-                          color=ROLES["muted"])  # fmt: skip
-        axes.set(xscale="log" if log else "linear", xlabel="out-of-distribution score", ylabel="share of windows")
-        axes.set_ylim(0, 1.18 * max(float(side.max()) for side in share) or 1)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=f"{NBSP}%"))
-
-    label = (f"Histogram of out-of-distribution scores: {_pct(ood.test_rate)} of clean test windows lie above the "
-             f"threshold of {ood.threshold:.4g}, nominal {_pct(ood.nominal_rate)}.")  # fmt: skip
-    beyond = "" if log else " The last bar holds all higher scores."
-    caption = f"Right of the dotted line is flagged; test should look like calibration, perturbed should not.{beyond}"
-    legend = (Legend("line", "ink", "calibration"), Legend("fill", "accent", "clean test", 0.4),
-              Legend("dash", "brass", "perturbed"))  # fmt: skip
-    return Picture("Scores and threshold", inline_svg("ood", label, draw), caption, legend)
-
-
-def _selective(data: ReportData) -> tuple[Picture, str]:
-    """Draw risk against coverage, with what sorting by the true loss would reach, and say what abstention gains."""
-    from matplotlib.ticker import PercentFormatter
-
-    s = data.selective
-    order = np.argsort(s.coverage)
-    coverage, risk, oracle = (np.asarray(side, dtype=float)[order] for side in (s.coverage, s.risk, s.oracle_risk))
-
-    def draw(axes: Axes) -> None:
-        keep = _thin(len(coverage))
-        if len(risk):
-            axes.axhline(risk[-1], color=ROLES["muted"], linewidth=1)
-        _before(axes, coverage[keep], oracle[keep])
-        axes.plot(coverage[keep], risk[keep], color=ROLES["accent"])
-        axes.set(xlim=(0, 1), xlabel="share of windows answered", ylabel="mean loss of those answered")
-        axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=f"{NBSP}%"))
-
-    finding = "Abstention was not measured."
-    if len(risk):
-        at = int(np.argmin(np.abs(coverage - 0.8)))
-        kept, everything = (format_metric("aurc", value) for value in (risk[at], risk[-1]))
-        verb = "lowers" if risk[at] < risk[-1] else "does not lower"
-        finding = (f"Answering only the {_pct(coverage[at], 0)} it is surest of {verb} the mean loss: {kept} against "
-                   f"{everything} for all; a perfect ranking reaches {format_metric('aurc', oracle[at])}.")  # fmt: skip
-    caption = "The further the curve lies below the grey line (random abstention), the better uncertainty ranks errors."
-    legend = (Legend("line", "accent", "by uncertainty"), Legend("dash", "brass", "oracle"),
-              Legend("line", "muted", "random"))  # fmt: skip
-    drawing = inline_svg("selective", f"Risk-coverage curve. {finding}", draw)
-    return Picture("Risk and coverage", drawing, caption, legend), finding
+    return f"{pct(abs(change))} {more} on average, {format_metric('width', before)} to {format_metric('width', after)}"
 
 
 def sections(data: ReportData) -> tuple[Section, ...]:
@@ -327,28 +227,22 @@ def sections(data: ReportData) -> tuple[Section, ...]:
     fans = ("How to read: the dotted line is the cutoff, the last moment the model saw; each shaded band should hold "
             "its share of single values, the dashed band the whole path at once.")  # fmt: skip
     r, s = data.reliability, data.steps
-    gap = _change(_mean(np.abs(r.before - r.nominal)), _mean(np.abs(r.after - r.nominal)))
+    gap = _change(mean(np.abs(r.before - r.nominal)), mean(np.abs(r.after - r.nominal)))
     ks = _change(_ks(data.pit.before), _ks(data.pit.after))
     calibration = f"With calibration the mean distance from the diagonal {gap}; the PIT's from uniform {ks}."
-    after = _finite(s.coverage_after)
+    after = finite(s.coverage_after)
     lo, hi = data.coverage_band
     inside = int(((after >= lo) & (after <= hi)).sum())
-    worst = _pct(float(after[np.argmax(np.abs(after - s.nominal))])) if len(after) else "–"
+    worst = pct(float(after[np.argmax(np.abs(after - s.nominal))])) if len(after) else "–"
     steps = (f"After calibration {inside} of {len(s.coverage_after)} steps lie inside the band; the step furthest from "
-             f"{_pct(s.nominal, 0)} covers {worst}. The price: {_widths(data)}.")  # fmt: skip
-    ood = data.ood
-    caught = [(name, _flagged(scores, ood.threshold)) for name, scores in ood.perturbed.items()]
-    bars = (("clean test (false alarms)", ood.test_rate), *caught)
-    selective, abstain = _selective(data)
-    rates = f"{_pct(ood.test_rate)} of clean test windows; it was set for {_pct(ood.nominal_rate)}"
-    gate = f"The gate flags {rates}. {abstain}"
+             f"{pct(s.nominal, 0)} covers {worst}. The price: {_widths(data)}.")  # fmt: skip
     return (
         Section("forecasts", "Forecasts against what happened", fans,
                 tuple(_fan(fan, i) for i, fan in enumerate(data.fans)), fan_legend),
         Section("calibration", "Calibration", calibration, (_reliability(data), _pit(data))),
         Section("steps", "Coverage and width by step", steps, _steps(data)),
-        Section("trust", "Unfamiliar input and abstention", gate, (_ood(ood), selective),
-                bars=tuple((name, rate, _pct(rate)) for name, rate in bars)),
+        Section("trust", "Unfamiliar input and abstention", trust.finding(data), trust.pictures(data),
+                bars=trust.bars(data.ood), tables=trust.tables(data)),
         *_interpretation(data),
     )  # fmt: skip
 

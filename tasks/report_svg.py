@@ -9,12 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from markupsafe import Markup
+
+from tasks.report import NBSP, FloatArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["ROLES", "Legend", "Picture", "inline_svg"]
+__all__ = ["ROLES", "Legend", "Picture", "dashed", "finite", "inline_svg", "mean", "pct", "thin"]
 
 WIDTH, HEIGHT = 360, 250  # of a figure, in CSS pixels
 # matplotlib draws in these stand-in colours; each becomes var(--name) so that the page's theme decides.
@@ -73,3 +76,31 @@ def inline_svg(name: str, label: str, draw: Callable[[Axes], None]) -> Markup:
         text = text.replace(colour, f"var(--{role})")
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     return Markup(re.sub(r"\s*\n\s*", "\n", text))
+
+
+def thin(n: int, most: int = 400) -> Any:
+    """Return at most ``most`` indices spread evenly over 0..n-1, both ends kept."""
+    return np.unique(np.linspace(0, max(n - 1, 0), min(n, most)).astype(int))
+
+
+def finite(values: FloatArray) -> FloatArray:
+    """Return the finite entries as float64."""
+    array: FloatArray = np.asarray(values, dtype=float).ravel()
+    known: FloatArray = array[np.isfinite(array)]
+    return known
+
+
+def mean(values: FloatArray) -> float:
+    """Return the mean of the finite entries, NaN where there are none."""
+    known = finite(values)
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def pct(value: float, digits: int = 1) -> str:
+    """Return a percentage, a dash where it was not measured."""
+    return f"{100 * value:.{digits}f}{NBSP}%" if np.isfinite(value) else "–"
+
+
+def dashed(axes: Axes, x: Any, y: Any, **more: Any) -> None:
+    """Draw what is compared with: the forecast before calibration, the oracle."""
+    axes.plot(x, y, color=ROLES["brass"], linestyle=(0, (4, 2)), linewidth=1.5, **more)

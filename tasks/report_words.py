@@ -65,6 +65,8 @@ ORDER = ("wql", "crps", "mase", "wape", "coverage_80", "coverage_90", "coverage_
          "ece", "pit_ks", "aurc", "ood_auroc", "ood_fpr95")  # fmt: skip
 LOWER = {"wql", "crps", "mase", "wape", "ece", "pit_ks", "aurc", "ood_fpr95"}
 HIGHER = {"ood_auroc"}
+ELSEWHERE = {"ood_aupr", "ood_spearman", "aurc_oracle", "aurc_ratio", "error_ratio_80", "error_ratio_80_oracle",
+             "error_ratio_80_units"}  # fmt: skip
 ACRONYMS = {"wql", "crps", "mase", "wape", "ece", "pit", "ks", "aurc", "ood", "auroc", "fpr95"}
 
 
@@ -195,11 +197,15 @@ def _best(metric: str, values: Iterable[float]) -> float | None:
 
 
 def leaderboard(data: ReportData) -> tuple[list[Column], list[Row]]:
-    """Return the table of models by metrics, sorted by WQL (models without one last), the best of each marked."""
+    """Return the table of models by metrics, sorted by WQL (models without one last), the best of each marked.
+
+    What only the ensemble has and a section of its own tells is left out.
+    """
     scores: dict[str, dict[str, float]] = {}
     for key, value in data.metrics.items():
         model, _, metric = key.rpartition("/")
-        scores.setdefault(model, {})[metric] = float(value)
+        if metric not in ELSEWHERE:
+            scores.setdefault(model, {})[metric] = float(value)
     kinds = dict.fromkeys(data.families, "family") | dict.fromkeys(data.baselines, "baseline")
     kinds[data.ensemble] = "ensemble"
     known = {metric: place for place, metric in enumerate(ORDER)}

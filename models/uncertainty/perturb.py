@@ -60,6 +60,11 @@ PERTURBATIONS: dict[str, Perturbation] = {
     "dropout": dropout,
     "foreign": foreign,
 }
+TUNING = "variance"
+"""The perturbation by which the gate's experts were chosen, on the OOD fold; its scores are no evidence."""
+HELD_OUT = tuple(name for name in PERTURBATIONS if name != TUNING)
+SIZES = (0.5, 1.0, 2.0)
+MIDDLE_SIZE = 1.0
 
 
 def perturbed_panel(panel: Panel, windows: Windows, reach: int, name: str, size: float, seed: int) -> tuple[Panel, Windows]:

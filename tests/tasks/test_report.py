@@ -11,6 +11,8 @@ import pytest
 
 from tasks.report import (
     Fan,
+    Found,
+    Kind,
     Ood,
     Pit,
     Reliability,
@@ -310,3 +312,26 @@ def test_guarantee_card_speaks_in_words(data: ReportData, page: str) -> None:
     assert rows["Sampling band"].lines == ("0.885 to 0.915",)
     assert rows["Coverage by group"].lines == ("weekday: 0.903", "weekend: 0.897")
     assert "Effective n" in page
+
+
+def test_detection_and_kept_shares_are_tables(data: ReportData) -> None:
+    found = Found((0.97, 0.95, 0.98), (0.96, 0.94, 0.98), (0.08, 0.05, 0.12))
+    sizes = {0.5: (0.81, 0.42), 1.0: (0.97, 0.08), 2.0: (0.99, float("nan"))}
+    kinds = (Kind("level", True, sizes, found), Kind("variance", False, sizes, None))
+    kept = ((1.0, 500, 0.02, 1.0), (0.8, 400, 0.0142, 0.71))
+    page = render_report(
+        replace(
+            data,
+            ood=replace(data.ood, kinds=kinds, mean=found),
+            selective=replace(data.selective, kept=kept),
+            metrics=data.metrics | {"ensemble/aurc_ratio": 1.18, "ensemble/ood_aupr": 0.123},
+        )
+    )
+    text = " ".join(outline(page).text)
+    assert "Over the 1 kinds of change" not in text
+    assert "0.970 (0.950 to 0.980)" in text
+    assert "variance (tuned on)" in text
+    for cell in ("0.420", "400", "71.0\u00a0%", "1.180 times"):
+        assert cell in text
+    assert "0.1230" not in text, "what only the ensemble has is no column of the leaderboard"
+    assert "Detection by size" not in render_report(data)
