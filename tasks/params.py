@@ -169,7 +169,7 @@ class Forecasters(_Block):
 class Train(_Block):
     """How every member is trained."""
 
-    members: Annotated[Count, ByPreset] = 3
+    members: Annotated[Count, ByPreset] = 2
     seed: Annotated[int, Field(ge=0)] = 1
     batches_per_epoch: Count = 50
     patience: Count = 3

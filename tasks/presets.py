@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 PresetName = Literal["quick", "reliable", "safety_critical", "sets", "ood", "constrained"]
 
 RELIABLE: dict[str, Any] = {
-    "train.members": 3,
+    "train.members": 2,
     "ensemble.families": "all",
     "ensemble.dropout_passes": 0,
     "ensemble.pooling": "quantile_average",
