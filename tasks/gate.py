@@ -89,8 +89,8 @@ def _encoded(root: Path, family: str, fold: str) -> Tensor:
 
 
 def fit_gate(params: Params, root: Path, prepared: Prepared, calibration: Calibration) -> Gate:
-    """Fit the gate: what is ordinary from training windows, what is strange and how wrong a forecast is expected to be from
-    the OOD fold, how much is withheld from the conformal fold, which the others have not seen."""
+    """Fit the gate: what is ordinary from training windows, how experts are joined and how wrong a forecast is expected to
+    be from the OOD fold, what raises the alarm and how much is withheld from the conformal fold, the newest."""
     family, panel, settings = encoder_family(params), prepared.panel, params.calibration
     sample = Windows(*torch.from_numpy(np.load(root / TRAINED / family / "windows_sample.npy")))
     train = gate_features(_encoded(root, family, "train"), panel, sample)
@@ -111,7 +111,7 @@ def gate_card(params: Params, prepared: Prepared, gate: Gate) -> dict[str, Any]:
         "descriptors": len(DESCRIPTORS),
         "nominal_false_alarm_rate": gate.alpha,
         "n": len(gate.scores),
-        "fold": span(prepared, prepared.fold("ood", "fit gate")),
+        "fold": span(prepared, prepared.fold("conformal", "fit abstention")),
     }
 
 

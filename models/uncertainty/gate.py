@@ -70,7 +70,7 @@ class Gate:
     encoder, descriptors : standardisations of the two kinds of features
     encoder_distance, neighbours : the experts' distances
     tails : the experts' surprises, in this order
-    scores : ``(n,)`` the OOD fold's scores, against which p-values are counted, ascending
+    scores : ``(n,)`` scores against which p-values are counted, ascending; of the newest fold that sets a threshold
     alpha : nominal false-alarm rate
     expected_error, abstention : see `with_abstention`
     """
@@ -116,9 +116,11 @@ class Gate:
         """The gate that withholds a ``fraction`` of forecasts.
 
         ``error`` orders forecasts by uncertainty. Folds are (scores, uncertainties) ``(n,)`` of windows: the OOD fold ranks
-        each, the later one sets the threshold of both together.
+        each, the later one sets the threshold of both together, and is what p-values are counted against from here on: what
+        is ordinary drifts, so that a fold years back gives more alarms than it says.
         """
-        return self._with(expected_error=error, abstention=Abstention.fit(ood_fold, later_fold, fraction))
+        abstention = Abstention.fit(ood_fold, later_fold, fraction)
+        return self._with(expected_error=error, abstention=abstention, scores=later_fold[0].sort().values)
 
     def _with(self, **changes: object) -> Gate:
         return Gate(**{**vars(self), **changes})

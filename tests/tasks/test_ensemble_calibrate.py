@@ -243,6 +243,6 @@ def test_evaluating_again_writes_the_same_metrics(project: Path) -> None:
 def test_the_gate_reads_one_family_that_was_trained(evaluated_project: Path) -> None:
     params, (_, gate, card) = Params.load(root=evaluated_project), load_calibration(evaluated_project)
     assert encoder_family(params) == "tcn" == card["gate"]["encoder"]
-    assert len(gate.scores) == card["gate"]["n"] == len(load_prepared(evaluated_project).windows["ood"])
+    assert len(gate.scores) == card["gate"]["n"] == len(load_prepared(evaluated_project).windows["conformal"])
     alarms = gate.is_ood(gate.scores).double().mean()
     assert alarms <= gate.alpha, "on its own fold the share flagged is at most the nominal rate"
