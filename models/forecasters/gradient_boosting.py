@@ -219,6 +219,7 @@ def _grow(
     config: GradientBoostingConfig, seed: int, loss: Any, x: Array, y: Array, x_check: Array, y_check: Array
 ) -> TreeEnsemble:
     from sklearn.ensemble import HistGradientBoostingRegressor
+    from threadpoolctl import threadpool_limits
 
     empty = np.isnan(x).all(0)  # the histogram of a column wants one number at least; trees cannot split on a constant
     x, x_check = np.where(empty, 0.0, x), np.where(empty, 0.0, x_check)
@@ -233,7 +234,11 @@ def _grow(
         n_iter_no_change=PATIENCE,
         random_state=seed,
     )
-    return TreeEnsemble.from_sklearn(grown.fit(x, y, X_val=x_check, y_val=y_check))
+    with threadpool_limits(
+        torch.get_num_threads(), user_api="openmp"
+    ):  # members that grow at once would get in each other's way
+        grown.fit(x, y, X_val=x_check, y_val=y_check)
+    return TreeEnsemble.from_sklearn(grown)
 
 
 def _residual_quantiles(model: GradientBoosting, panel: Panel, windows: Windows) -> Tensor:
