@@ -156,9 +156,9 @@ class GradientBoostingConfig(BaseModel):
 
     model_config = ForecasterConfig.model_config
 
-    rows: Annotated[int, Field(ge=100)] = 250_000
-    trees: Count = 400
-    learning_rate: LearningRate = 0.06
+    rows: Annotated[int, Field(ge=100)] = 200_000
+    trees: Count = 250
+    learning_rate: LearningRate = 0.1
     leaves: Annotated[int, Field(ge=2)] = 31
     least_rows: Count = 40
     feature_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
