@@ -10,9 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+import psutil
 
 from flows.pipeline import USER_ERROR
 from tasks.errors import UserError
@@ -110,11 +113,25 @@ def end_with_dvc() -> None:
     """End this process when the ``dvc repro`` that started it is killed, so that a rerun finds no one still at work."""
     if "DVC_STAGE" not in os.environ:
         return
-    parent = os.getppid()
+    dvc = _dvc()
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.1)
+        with suppress(psutil.NoSuchProcess):
+            while dvc is not None and dvc.is_running() and dvc.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.1)
         os._exit(EXIT_FAILURE)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _dvc() -> psutil.Process | None:
+    """DVC's process: the nearest one above this without the variable that DVC gives its stages; None if it is gone.
+
+    It is the parent where the shell of a stage's command replaces itself by the command, as bash does, and the parent's
+    parent where the shell stays, as dash does.
+    """
+    for process in psutil.Process().parents():
+        with suppress(psutil.Error):
+            if "DVC_STAGE" not in process.environ():
+                return process
+    return None

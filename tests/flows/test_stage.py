@@ -23,9 +23,9 @@ from tasks.tracking_store import TrackingError
 PROJECT = Path(__file__).resolve().parents[2]
 DVC = """
 import os, subprocess, sys
-stage = subprocess.Popen([sys.executable, "-c", "import time; from flows.stage import end_with_dvc; end_with_dvc(); "
-                          "print('ready', flush=True); time.sleep(60)"], env=os.environ | {"DVC_STAGE": "train"})
-print(stage.pid, flush=True)
+python = "python -c 'import os, time; from flows.stage import end_with_dvc; end_with_dvc(); " \\
+         "print(os.getpid(), flush=True); time.sleep(60)'"
+stage = subprocess.Popen([sys.argv[1], "-c", python + sys.argv[2]], env=os.environ | {"DVC_STAGE": "train"})
 stage.wait()
 """
 
@@ -131,12 +131,12 @@ def test_only_what_prefect_says_of_a_users_mistake_is_kept_off_the_console(
     assert _not_a_users_mistake(record) is shown
 
 
-def test_a_stage_ends_when_dvc_is_killed() -> None:
-    dvc = subprocess.Popen([sys.executable, "-c", DVC], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize(("shell", "rest"), [("/bin/bash", ""), ("/bin/sh", ""), ("/bin/sh", "; true")])
+def test_a_stage_ends_when_dvc_is_killed(shell: str, rest: str, environment: dict[str, str]) -> None:
+    arguments = [sys.executable, "-c", DVC, shell, rest]
+    dvc = subprocess.Popen(arguments, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, text=True)
     assert dvc.stdout is not None
-    lines = sorted(dvc.stdout.readline().strip() for _ in range(2))
-    assert lines[1] == "ready"
-    stage = psutil.Process(int(lines[0]))
+    stage = psutil.Process(int(dvc.stdout.readline()))
     dvc.kill()
     dvc.wait()
     deadline = time.monotonic() + 10
