@@ -149,6 +149,7 @@ class Folds(_Block):
     conformal: Count | None = None
     test: Count | None = None
     cutoff_every: Count | None = None
+    gap: Annotated[int, Field(ge=0)] | None = None
 
 
 class Forecasters(_Block):

@@ -50,11 +50,7 @@ class Settings:
     conformal: int
     test: int
     cutoff_every: int
-
-    @property
-    def gap(self) -> int:
-        """Steps left out between two folds, so that no target is in both: horizon - 1."""
-        return self.horizon - 1
+    gap: int
 
     @property
     def reserved(self) -> int:
@@ -100,7 +96,9 @@ def derive_settings(params: Params, lengths: Sequence[int]) -> Settings:
     """Fill every null of params.yaml that depends on the data.
 
     Folds aim at a year of days (or what corresponds, see ``cycle_of``), capped at 7 % of the typical length, in whole
-    horizons, and never under two horizons, or one where two would leave training less than half of the data.
+    horizons, and never under two horizons, or one where two would leave training less than half of the data. A gap of
+    horizon - 1 steps before each keeps neighbours apart; where folds and gaps would take more than a third of the
+    typical length, there is none: no target is in two folds either way, and training needs its recent steps more.
 
     Parameters
     ----------
@@ -156,19 +154,22 @@ def _lags(horizon: int, season: int, cycle: Cycle, typical: int) -> tuple[int, .
 
 
 def _folds(params: Params, cycle: Cycle, typical: int) -> dict[str, Any]:
-    """Return the fold lengths by name: what params.yaml says, else what the typical length affords."""
-    horizon = params.data.horizon
+    """Return the gap and the fold lengths by name: what params.yaml says, else what the typical length affords."""
+    horizon, gap = params.data.horizon, params.folds.gap
     given = {fold: getattr(params.folds, fold) for fold in FOLDS}
     wanted = min(cycle.fold or typical, int(0.07 * typical))
     lengths: dict[str, Any] = {}
+    apart = horizon - 1 if gap is None else gap
     for least in (2 * horizon, horizon):
         full = max(wanted // horizon * horizon, least)
         half = max(wanted // 2 // horizon * horizon, least)
         derived = {"early_stopping": half, "temperature": half, "ood": full, "conformal": full, "test": full}
         lengths = {fold: given[fold] or derived[fold] for fold in FOLDS}
-        if sum(lengths.values()) + len(FOLDS) * (horizon - 1) <= typical / 2:
+        if sum(lengths.values()) + len(FOLDS) * apart <= typical / 2:
             break
-    return lengths
+    if gap is None and sum(lengths.values()) + len(FOLDS) * apart > typical / 3:
+        apart = 0
+    return lengths | {"gap": apart}
 
 
 def _context(settings: Settings, lengths: Sequence[int], typical: int) -> int:

@@ -15,7 +15,7 @@ from tasks.settings import FOLDS, Settings
 
 SETTINGS = Settings(
     horizon=5, season_length=3, context=12, lags=(8,), calendar=False,
-    early_stopping=10, temperature=11, ood=15, conformal=17, test=23, cutoff_every=5,
+    early_stopping=10, temperature=11, ood=15, conformal=17, test=23, cutoff_every=5, gap=4,
 )  # fmt: skip
 END = 240
 FIRST = np.array([0, 30, 0, 190])

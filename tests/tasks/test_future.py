@@ -21,7 +21,7 @@ HORIZON = 3
 def encoding(frame: pd.DataFrame, frequency: str | int = "D", **data: Any) -> Encoding:
     fields = {"source": "file", "path": "x.csv", "horizon": HORIZON, "frequency": frequency} | data
     params = Params.model_validate({"data": fields})
-    settings = Settings(HORIZON, 1, 4, (), False, 3, 3, 3, 3, 3, 3)
+    settings = Settings(HORIZON, 1, 4, (), False, 3, 3, 3, 3, 3, 3, HORIZON - 1)
     return Encoding.fit(frame, params, settings, frame["y"].notna().to_numpy())
 
 

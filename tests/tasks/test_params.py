@@ -145,6 +145,14 @@ def test_settings_of_the_default_data() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "length", "gap"), [(None, 2000, 23), (None, 500, 0), (0, 2000, 0), (7, 2000, 7), (7, 500, 7)]
+)
+def test_a_short_history_is_not_spent_on_gaps(given: int | None, length: int, gap: int) -> None:
+    params = Params.model_validate({"data": {"frequency": "h", "horizon": 24}, "folds": {"gap": given}})
+    assert derive_settings(params, [length] * 3).gap == gap
+
+
+@pytest.mark.parametrize(
     ("frequency", "horizon", "length"),
     [("h", 24, 26304), ("h", 48, 2000), ("MS", 12, 441), ("QS", 4, 120), ("W", 8, 500), ("D", 14, 1000), (1, 10, 500)],
 )
@@ -177,5 +185,5 @@ def test_a_few_short_series_do_not_shorten_the_context() -> None:
 
 
 def test_too_short_a_panel_is_told_with_what_it_needs() -> None:
-    with pytest.raises(UserError, match=r"longest series has length 100.*need \d+"):
-        derive_settings(Params(), [100, 60])
+    with pytest.raises(UserError, match=r"longest series has length 80.*need \d+"):
+        derive_settings(Params(), [80, 60])
