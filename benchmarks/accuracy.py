@@ -12,60 +12,24 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.common import at_least, machine, parser, report, table, versions
 from benchmarks.datasets import DATASETS, Benchmark
+from benchmarks.path import FAMILIES, our_params, run_ours
 from models.predictive import LEVELS, Predictive
 from models.uncertainty.calibration import INTERVAL_LEVELS
-from tasks.calibrate import calibrate
-from tasks.ensemble import make_ensemble
 from tasks.errors import UserError
-from tasks.evaluate import central_interval, evaluate, model_metrics, run_baselines, seasonal_error
+from tasks.evaluate import central_interval, model_metrics, seasonal_error
 from tasks.files import read_json, write_json
-from tasks.ingest import ingest
-from tasks.params import Params
-from tasks.prepare import INGESTED, prepare
-from tasks.train import train_family
+from tasks.prepare import INGESTED
 
+BASELINES = ["seasonal_naive", "auto_ets"]
 PEERS = ("neuralforecast_nhits", "neuralforecast_tft", "gluonts_deepar")
 SHOWN = ("wql", "mase", "coverage_90", "joint_coverage_90", "width_90")
-
-
-def our_params(benchmark: Benchmark, path: Path, families: list[str], members: int) -> Params:
-    """Defaults of params.yaml but for the data, the folds that the protocol fixes, families and members."""
-    data = {"source": "file", "path": str(path), "frequency": benchmark.frequency, "horizon": benchmark.horizon}
-    tree: dict[str, Any] = {"data": data, **benchmark.params, "families": families}
-    tree["train"] = {"members": members}
-    tree["baselines"] = {"models": ["seasonal_naive", "auto_ets"]}
-    return Params.model_validate(tree)
-
-
-def run_ours(params: Params, root: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """Metrics of the ensemble, each family and the baselines, and seconds by step."""
-    seconds: dict[str, float] = {}
-
-    def timed(name: str, work: Any, *arguments: Any) -> Any:
-        started = time.monotonic()
-        result = work(*arguments)
-        seconds[name] = time.monotonic() - started
-        return result
-
-    timed("ingest", ingest, params, root)
-    timed("prepare", prepare, params, root)
-    for family in params.families:
-        timed(f"train {family}", train_family, params, root, family)
-    timed("ensemble", make_ensemble, params, root)
-    timed("calibrate", calibrate, params, root)
-    ours = sum(seconds.values())
-    timed("baselines", run_baselines, params, root)
-    metrics, _, _ = timed("evaluate", evaluate, params, root)
-    return metrics, seconds | {"ours": ours}
 
 
 def run_peers(benchmark: Benchmark, root: Path, interpreter: Path, budget: float) -> tuple[dict[str, float], dict[str, float]]:
@@ -99,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser(__doc__ or "")
     options.add_argument("--data", type=Path, required=True, help="folder with the published files")
     options.add_argument("--dataset", choices=sorted(DATASETS), required=True)
-    options.add_argument("--families", nargs="+", default=["tcn", "deepar", "tft", "tide", "gradient_boosting"])
+    options.add_argument("--families", nargs="+", default=list(FAMILIES))
     options.add_argument("--members", type=at_least(1), default=2, help="networks a family")
     options.add_argument("--peers", type=Path, default=Path(".venv-peers/bin/python"), help="an interpreter that has the peers")
     options.add_argument("--no-peers", action="store_true", help="ours and the baselines alone")
@@ -110,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
         root = Path(folder)
         benchmark = DATASETS[given.dataset](given.data)
         benchmark.frame.to_parquet(root / "panel.parquet", index=False)
-        params = our_params(benchmark, root / "panel.parquet", given.families, given.members)
+        params = our_params(benchmark, root / "panel.parquet", given.families, given.members, BASELINES)
         metrics, seconds = run_ours(params, root)
         if not given.no_peers:
             theirs, times = run_peers(benchmark, root, given.peers.absolute(), seconds["ours"])
