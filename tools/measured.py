@@ -3,7 +3,7 @@
     python tools/measured.py [--run ROOT]    # --run copies metrics/test.json of a finished run first
 
 chicago.json comes from `make run`, loader.json from `python -m benchmarks.loader --json docs/measured/loader.json`, and
-accuracy_<dataset>.json from `python -m benchmarks.accuracy`.
+accuracy_<dataset>.json from `python -m benchmarks.accuracy`, uncertainty.json from `python -m benchmarks.uncertainty`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 HOME = Path(__file__).resolve().parent.parent
 MEASURED = HOME / "docs" / "measured"
@@ -61,7 +62,26 @@ def table() -> str:
             "",
             *leaderboard(result),
         ]
+    if (MEASURED / "uncertainty.json").exists():
+        lines += ["", *intervals(json.loads((MEASURED / "uncertainty.json").read_text(encoding="utf-8")))]
     return "\n".join(lines)
+
+
+def intervals(result: dict[str, Any]) -> list[str]:
+    """Ours and the peers' 90 % intervals on each set, from `benchmarks.uncertainty`."""
+    lines = [
+        "90 % intervals beside the peers' conformal methods around the same forecasts (`python -m benchmarks.uncertainty`); "
+        "a set with one window a series has none of theirs:",
+        "",
+        "| set | intervals | coverage | mean width |",
+        "|---|---|---|---|",
+    ]
+    for name in ("chicago", *PUBLIC):
+        kinds = [key.split("/")[1] for key in result if key.startswith(f"{name}/") and key.endswith("/width_90")]
+        for kind in (kind for kind in kinds if kind.startswith(("ensemble", "darts", "neuralforecast"))):
+            values = (f"{result[f'{name}/{kind}/{key}_90']:.4g}" for key in ("coverage", "width"))
+            lines.append(f"| {name} | {'ours' if kind == 'ensemble' else kind} | " + " | ".join(values) + " |")
+    return lines
 
 
 def main() -> None:
