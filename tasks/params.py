@@ -196,7 +196,7 @@ class Calibration(_Block):
     """Repairs of the pooled forecast, the alarm for strange input, the share of forecasts withheld and the risk promised."""
 
     temperature: Annotated[Literal["per_step", "global", "none"], ByPreset] = "global"
-    score: Annotated[Literal["auto", "tail", "cqr", "cqr_scaled", "scaled_residual"], ByPreset] = "auto"
+    score: Annotated[Literal["tail", "cqr", "scaled_residual"], ByPreset] = "tail"
     groups: Annotated[Literal["none", "series"], ByPreset] = "none"
     sets: Annotated[Literal["none", "ordinal"], ByPreset] = "none"
     energy: Annotated[bool, ByPreset] = False

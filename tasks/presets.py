@@ -20,7 +20,7 @@ RELIABLE: dict[str, Any] = {
     "ensemble.dropout_passes": 0,
     "ensemble.pooling": "quantile_average",
     "calibration.temperature": "global",
-    "calibration.score": "auto",
+    "calibration.score": "tail",
     "calibration.groups": "none",
     "calibration.sets": "none",
     "calibration.energy": False,

@@ -11,14 +11,12 @@ from torch import Tensor
 
 from models.predictive import Predictive
 from models.uncertainty.conformal import JointConformal
-from models.uncertainty.conformal_scores import BonferroniBand, Bounds, StepIntervals, from_plain, sharpest_score, to_plain
+from models.uncertainty.conformal_scores import BonferroniBand, Bounds, StepIntervals, from_plain, to_plain
 from models.uncertainty.groups import GroupIntervals
 from models.uncertainty.temperature import QuantileTemperature
 
 INTERVAL_LEVELS = (80, 90, 95)
 JOINT_LEVEL = 90
-CHOICE = ("tail", "cqr", "cqr_scaled", "scaled_residual")
-"""Scores among which ``auto`` chooses, the first where it cannot."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +43,12 @@ class Calibration:
     ) -> Calibration:
         """Fit on (distributions, truths) ``(n, H)`` of the temperature and of the conformal fold.
 
-        ``mode`` is the temperature's and ``score`` one of ``conformal_scores.SCORES``, or ``auto``: the one of `CHOICE`
-        that makes the best intervals on the temperature fold, which takes no part in ranking. With ``groups`` (n), those of the
+        ``mode`` is the temperature's and ``score`` one of ``conformal_scores.SCORES``. With ``groups`` (n), those of the
         conformal fold's windows, intervals are ranked within each group that has scores enough for a finite one, and
         over all groups together for the others.
         """
         temperature = QuantileTemperature.fit(*temperature_fold, mode=mode)
         scale = JointConformal.step_scale(temperature.apply(temperature_fold[0]), temperature_fold[1])
-        if score == "auto":
-            score = sharpest_score(CHOICE, temperature.apply(temperature_fold[0]), temperature_fold[1])
         scaled, target = temperature.apply(conformal_fold[0]), conformal_fold[1]
         step: StepIntervals | GroupIntervals
         if groups is None:

@@ -109,34 +109,15 @@ def _moved_quantiles(predictive: Predictive, radius: Tensor, level: float) -> Bo
     return lower - radius[..., 0], upper + radius[..., -1]
 
 
-def _outside_in_widths(predictive: Predictive, target: Tensor, level: float) -> Tensor:
-    """As `_outside`, of both sides the worse and in units of the nominal interval's width, ``(..., 1)``."""
-    lower, upper = _central_quantiles(predictive, level)
-    return _outside(predictive, target, level).amax(-1, keepdim=True) / _width(lower, upper)[..., None]
-
-
-def _moved_by_widths(predictive: Predictive, radius: Tensor, level: float) -> Bounds:
-    lower, upper = _central_quantiles(predictive, level)
-    reach = radius[..., 0] * _width(lower, upper)
-    return lower - reach, upper + reach
-
-
-def _width(lower: Tensor, upper: Tensor) -> Tensor:
-    """Width of an interval, floored above zero so that a forecast without spread still widens."""
-    return (upper - lower).clamp(min=1e-9).maximum(1e-9 * torch.maximum(lower.abs(), upper.abs()))
-
-
 #: ``tail``: distributional conformal prediction (Chernozhukov et al., 2021). ``cqr`` and ``cqr_asymmetric``: conformalised
 #: quantile regression, ``max(lo - y, y - hi)`` and each side apart (Romano et al., 2019, eq. 6 and theorem 2).
-#: ``cqr_scaled``: CQR in units of the interval's own width, so that series of any scale share one radius (CQR-r; Sesia and
-#: Candes, 2020). ``scaled_residual``: ``|y - median| / standard deviation`` (Lei et al., 2018, sec. 5.2).
+#: ``scaled_residual``: ``|y - median| / standard deviation`` (Lei et al., 2018, sec. 5.2).
 SCORES: dict[str, IntervalScore] = {
     score.name: score
     for score in (
         IntervalScore("tail", 1, _tail_score, _tail_bounds, 0.0),
         IntervalScore("cqr", 1, lambda *given: _outside(*given).amax(-1, keepdim=True), _moved_quantiles, -math.inf),
         IntervalScore("cqr_asymmetric", 2, _outside, _moved_quantiles, -math.inf),
-        IntervalScore("cqr_scaled", 1, _outside_in_widths, _moved_by_widths, -math.inf),
         IntervalScore("scaled_residual", 1, _scaled_residual, _scaled_bounds, 0.0),
     )
 }
@@ -215,33 +196,6 @@ class StepIntervals:
     def from_state(cls, state: dict[str, Any]) -> StepIntervals:
         radius = {int(level): from_plain(values) for level, values in state["radius"].items()}
         return cls(state["name"], int(state["n"]), radius, tuple(state["constant"]), state["unit"])
-
-
-def sharpest_score(names: Sequence[str], predictive: Predictive, target: Tensor, level: int = 90) -> str:
-    """Of ``names`` the score with the narrowest of the best intervals on ``(n, H)`` distributions and truths.
-
-    Best are those whose mean interval score, which charges for width and, by ``2 / (1 - level)`` times their distance, for
-    truths outside (Gneiting and Raftery, 2007, sec. 6.2), is no more than a standard error above the lowest. Each score's
-    radii are ranked on the same windows. A score with an infinite or an empty interval among them is passed over; the
-    first name where none is left.
-
-    The windows must not be those that the chosen score is then ranked on: to choose by them would break the guarantee.
-    """
-    charge: dict[str, Tensor] = {}
-    width: dict[str, float] = {}
-    for name in names:
-        lower, upper = StepIntervals.fit(name, predictive, target, (level,)).interval(predictive, level)
-        if (lower > upper).any() or not torch.isfinite(upper - lower).all():
-            continue
-        missed = (lower - target).clamp(min=0.0) + (target - upper).clamp(min=0.0)
-        charge[name] = (upper - lower + 2 / (1 - level / 100) * missed).mean(-1)
-        width[name] = float((upper - lower).mean())
-    if not charge:
-        return names[0]
-    best = charge[min(charge, key=lambda name: float(charge[name].mean()))]
-    excess = {name: values - best for name, values in charge.items()}
-    near = [name for name, more in excess.items() if float(more.mean()) <= float(more.std() / len(more) ** 0.5)]
-    return min(near, key=lambda name: width[name])
 
 
 def nested_interval(score: IntervalScore, predictive: Predictive, radius: Mapping[int, Tensor], level: int) -> Bounds:

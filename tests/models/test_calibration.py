@@ -11,9 +11,8 @@ from scipy import stats
 from torch import Tensor
 
 from models.predictive import LEVELS, Predictive
-from models.uncertainty.calibration import CHOICE, INTERVAL_LEVELS, Calibration
+from models.uncertainty.calibration import INTERVAL_LEVELS, Calibration
 from models.uncertainty.conformal import conformal_rank
-from models.uncertainty.conformal_scores import sharpest_score
 from models.uncertainty.scores import coverage
 
 NORMAL = torch.from_numpy(stats.norm.ppf(LEVELS))
@@ -87,27 +86,3 @@ def test_point_masses_that_miss_get_no_silently_narrow_interval() -> None:
     lower, upper = calibration.interval(still, 90, [])
     assert (lower == -math.inf).all()
     assert (upper == math.inf).all()
-
-
-def test_auto_takes_the_score_that_fits_how_errors_vary() -> None:
-    """Spreads told right over scales a thousand apart want their own scale; equal errors told apart by chance want none."""
-    rng = torch.Generator().manual_seed(3)
-    noise, draws = torch.randn(2, 400, 2, generator=rng, dtype=torch.float64)
-    scale = 10.0 ** (3 * torch.rand(400, 2, generator=rng, dtype=torch.float64))
-    told = Predictive(2 * scale[..., None] * NORMAL), scale * noise
-    guessed = Predictive(torch.exp(draws)[..., None] * NORMAL), noise
-    assert sharpest_score(CHOICE, *told) in ("tail", "cqr_scaled", "scaled_residual")
-    assert sharpest_score(CHOICE, *guessed) == "cqr"
-
-
-def test_auto_passes_over_scores_that_give_no_interval() -> None:
-    points, target = Predictive(torch.zeros(5, 2, len(LEVELS))), torch.randn(5, 2)
-    assert sharpest_score(("scaled_residual", "tail"), points, target) == "scaled_residual", "five windows certify nothing"
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_auto_is_chosen_without_the_fold_it_is_ranked_on(seed: int) -> None:
-    chosen = Calibration.fit("global", fold(seed), fold(seed + 1), "auto")
-    again = Calibration.fit("global", fold(seed), fold(seed + 2), "auto")
-    assert chosen.step.name == again.step.name
-    assert chosen.state() == Calibration.fit("global", fold(seed), fold(seed + 1), chosen.step.name).state()
