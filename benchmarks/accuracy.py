@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     result = {
         **{key: value for key, value in metrics.items() if np.isfinite(value)},
-        "dataset": given.dataset, "seconds": seconds, "params": params.model_dump(mode="json"),
+        "dataset": given.dataset, "seconds": seconds, "params": params.model_dump(mode="json", exclude={"data": {"path"}}),
         "machine": machine(), "versions": versions(["torch", "lightning", "statsforecast"]),
     }  # fmt: skip
     report(result, table(("model", *SHOWN), rows), given.json)

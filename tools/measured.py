@@ -57,7 +57,7 @@ def table() -> str:
         minutes = result["seconds"]["ours"] / 60
         lines += [
             "",
-            f"{told}; two networks of each family, {minutes:.0f} minutes for all of ours and as long for each peer "
+            f"{told}; two networks of each family, {minutes:.0f} minutes for all of ours and at most as long for each peer "
             f"(`python -m benchmarks.accuracy --dataset {name}`):",
             "",
             *leaderboard(result),
