@@ -53,6 +53,40 @@ def forecast(
 
 
 @app.command()
+def promote(
+    version: Annotated[Optional[str], typer.Option(help="The version to promote; the challenger by default.")] = None,  # noqa: UP045
+    reason: Annotated[str, typer.Option(help="Why, for the history.")] = "asked for",
+    root: Root = Path("."),
+) -> None:
+    """Make the challenger the champion that forecasts; the old one stays as @previous_champion."""
+    from flows.promotion import run_promote
+
+    raise typer.Exit(run_promote(root, version, reason))
+
+
+@app.command()
+def rollback(
+    reason: Annotated[str, typer.Option(help="Why, for the history.")] = "asked for",
+    root: Root = Path("."),
+) -> None:
+    """Make @previous_champion the champion again."""
+    from flows.promotion import run_rollback
+
+    raise typer.Exit(run_rollback(root, reason))
+
+
+@app.command()
+def history(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    root: Root = Path("."),
+) -> None:
+    """List the registered versions, their aliases and metrics, and what was decided of them."""
+    from flows.promotion import run_history
+
+    raise typer.Exit(run_history(root, as_json))
+
+
+@app.command()
 def report(root: Root = Path(".")) -> None:
     """Print where the report is, and the leaderboard of the last run."""
     from tasks.evaluate import METRICS, load_metrics

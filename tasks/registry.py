@@ -32,7 +32,7 @@ def register(params: Params, root: Path, run_id: str) -> Path:
     version = next((entry.version for entry in versions if entry.tags.get(DIGEST_TAG) == digest), None)
     if version is None:
         version = _log_and_register(params, root, folder, run_id, digest)
-    aliases = dict(_aliases(name))
+    aliases = dict(aliases_of(name))
     champion = aliases.get("champion")
     if champion is None:
         retry(client.set_registered_model_alias, name, "champion", version)
@@ -47,7 +47,7 @@ def register(params: Params, root: Path, run_id: str) -> Path:
         "metrics": _compared(read_json(folder / "bundle.json")["metrics"]),
     }
     if receipt["alias"] == "challenger":
-        receipt["champion"] = {"version": str(champion), "metrics": _version_metrics(name, champion)}
+        receipt["champion"] = {"version": str(champion), "metrics": version_metrics(name, champion)}
     write_json(root / RECEIPT, receipt)
     return root / RECEIPT
 
@@ -95,12 +95,14 @@ def _compared(metrics: dict[str, float]) -> dict[str, float]:
     return {metric: metrics[f"ensemble/{metric}"] for metric in COMPARED if f"ensemble/{metric}" in metrics}
 
 
-def _version_metrics(name: str, version: str) -> dict[str, float]:
+def version_metrics(name: str, version: str) -> dict[str, float]:
+    """Test metrics of the ensemble with which a version was registered."""
     tags = retry(current_client().get_model_version, name, version).tags
     return {metric: float(tags[f"test.{metric}"]) for metric in COMPARED if f"test.{metric}" in tags}
 
 
-def _aliases(name: str) -> dict[str, str]:
+def aliases_of(name: str) -> dict[str, str]:
+    """Version by alias of a registered model; empty where it is not there."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -118,7 +120,7 @@ def load_champion(name: str, alias: str = "champion") -> Bundle:
     """
     import mlflow
 
-    version = _aliases(name).get(alias)
+    version = aliases_of(name).get(alias)
     if version is None:
         raise UserError(f"the registry holds no model '{name}' with alias '{alias}'; run `weatherglass run` first.")
     location = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}")

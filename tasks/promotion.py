@@ -1,0 +1,159 @@
+"""Which registered version answers: promotion, rollback, and the history of both.
+
+A decision is written as JSON first, then as tags of the version, and the aliases move last, so that a process killed at any
+moment leaves the old champion in place or the new one whole; the same command again ends in the same place.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import UserError
+from tasks.files import locked, write_json
+from tasks.registry import COMPARED, aliases_of, version_metrics
+from tasks.tracking_store import current_client, retry
+
+DECISIONS = Path("artifacts/decisions")
+DECISION_TAG = "weatherglass.decision"
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous_champion"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided of ``version``: ``action`` is ``promoted`` or ``rolled back to``; ``champion`` answered before.
+
+    ``previous`` is the version that a rollback would bring back from then on, None where there is none.
+    """
+
+    model: str
+    version: str
+    action: str
+    champion: str | None
+    previous: str | None
+    reason: str
+    at: str
+
+
+def promote(root: Path, name: str, version: str | None = None, reason: str = "asked for") -> Decision | None:
+    """Make ``version`` (by default the challenger) the champion and keep the old one as ``previous_champion``.
+
+    Returns None where it is the champion already. Raises UserError where there is no such model, version or challenger.
+    """
+    with locked(root / ".weatherglass/promotion.lock"):
+        aliases = _known(name)
+        version = version or aliases.get(CHALLENGER)
+        if version is None:
+            raise UserError(
+                f"model '{name}' has no challenger to promote; `weatherglass run` registers one when data or params.yaml "
+                "change, or name a --version."
+            )
+        _check_version(name, version)
+        champion = aliases.get(CHAMPION)
+        if version == champion:
+            if aliases.get(CHALLENGER) == version:  # left by a promotion that was killed at its last step
+                retry(current_client().delete_registered_model_alias, name, CHALLENGER)
+            return None
+        decision = Decision(name, version, "promoted", champion, champion, reason, _now())
+        _carry_out(root, decision, drop_challenger=aliases.get(CHALLENGER) == version)
+        return decision
+
+
+def rollback(root: Path, name: str, reason: str = "asked for") -> Decision:
+    """Make ``previous_champion`` the champion again; the version that it replaced earlier is then the previous one.
+
+    Raises UserError where there is nothing to go back to. Rolling back twice never brings back what was rolled back.
+    """
+    with locked(root / ".weatherglass/promotion.lock"):
+        aliases = _known(name)
+        version, champion = aliases.get(PREVIOUS), aliases.get(CHAMPION)
+        if version is None or version == champion:
+            raise UserError(
+                f"model '{name}' has no previous champion to go back to; `weatherglass history` lists its versions."
+            )
+        _check_version(name, version)
+        before = next((row for row in reversed(_decisions(name, version)) if row.action == "promoted"), None)
+        previous = None if before is None else before.previous
+        decision = Decision(name, version, "rolled back to", champion, previous, reason, _now())
+        _carry_out(root, decision, drop_challenger=aliases.get(CHALLENGER) == version)
+        return decision
+
+
+def history(name: str) -> list[dict[str, Any]]:
+    """Every version, oldest first: when it was registered, its aliases, test metrics and what was decided of it."""
+    aliases = _known(name)
+    rows = []
+    for entry in sorted(
+        retry(current_client().search_model_versions, f"name = '{name}'"), key=lambda entry: int(entry.version)
+    ):
+        version = str(entry.version)
+        rows.append(
+            {
+                "version": version,
+                "registered": _time(datetime.fromtimestamp(entry.creation_timestamp / 1000, UTC)),
+                "aliases": sorted(alias for alias, held in aliases.items() if held == version),
+                "metrics": version_metrics(name, version),
+                "decisions": [asdict(decision) for decision in _decisions(name, version)],
+            }
+        )
+    return rows
+
+
+def history_text(rows: list[dict[str, Any]]) -> str:
+    """The history as a table, one line a version."""
+    shown = [metric for metric in COMPARED if any(metric in row["metrics"] for row in rows)]
+    lines = [("version", "registered", *shown, "aliases", "decisions")]
+    for row in rows:
+        metrics = [f"{row['metrics'][metric]:.4f}" if metric in row["metrics"] else "-" for metric in shown]
+        said = "; ".join(f"{each['action']} {each['at']} ({each['reason']})" for each in row["decisions"])
+        lines.append((row["version"], row["registered"], *metrics, ", ".join(row["aliases"]) or "-", said or "-"))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _carry_out(root: Path, decision: Decision, drop_challenger: bool) -> None:
+    client, name = current_client(), decision.model
+    stamp = decision.at.replace(":", "").replace("-", "")
+    write_json(root / DECISIONS / f"{stamp}_{name}_{decision.version}.json", asdict(decision))
+    told = _decisions(name, decision.version)
+    if told and (told[-1].action, told[-1].champion) == (decision.action, decision.champion):
+        told.pop()  # of a command that was killed before its end
+    text = json.dumps([asdict(each) for each in [*told, decision][-20:]])
+    retry(client.set_model_version_tag, name, decision.version, DECISION_TAG, text)
+    if decision.previous is not None:
+        retry(client.set_registered_model_alias, name, PREVIOUS, decision.previous)
+    retry(client.set_registered_model_alias, name, CHAMPION, decision.version)
+    if decision.previous is None:
+        retry(client.delete_registered_model_alias, name, PREVIOUS)
+    if drop_challenger:
+        retry(client.delete_registered_model_alias, name, CHALLENGER)
+
+
+def _known(name: str) -> dict[str, str]:
+    """Aliases of a model that is there."""
+    aliases = aliases_of(name)
+    if not aliases:
+        raise UserError(f"the registry holds no model '{name}'; run `weatherglass run` first.")
+    return aliases
+
+
+def _check_version(name: str, version: str) -> None:
+    versions = {str(entry.version) for entry in retry(current_client().search_model_versions, f"name = '{name}'")}
+    if version not in versions:
+        raise UserError(f"model '{name}' has no version {version}; it has {', '.join(sorted(versions, key=int))}.")
+
+
+def _decisions(name: str, version: str) -> list[Decision]:
+    tags = retry(current_client().get_model_version, name, version).tags
+    return [Decision(**row) for row in json.loads(tags.get(DECISION_TAG, "[]"))]
+
+
+def _now() -> str:
+    return _time(datetime.now(UTC))
+
+
+def _time(moment: datetime) -> str:
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
