@@ -14,8 +14,8 @@ from typing import Any
 
 from tasks.errors import UserError
 from tasks.files import locked, write_json
-from tasks.registry import COMPARED, aliases_of, version_metrics
 from tasks.tracking_store import current_client, retry
+from tasks.versions import COMPARED, aliases_of, version_metrics
 
 DECISIONS = Path("artifacts/decisions")
 DECISION_TAG = "weatherglass.decision"

@@ -12,10 +12,10 @@ from tasks.files import read_json, write_json
 from tasks.params import Params
 from tasks.prepare import INGESTED
 from tasks.tracking_store import current_client, retry
+from tasks.versions import COMPARED, aliases_of, version_metrics
 
 RECEIPT = Path("artifacts/receipt.json")
 DIGEST_TAG = "weatherglass.bundle"
-COMPARED = ("wql", "crps", "wape", "coverage_90", "joint_coverage_90", "width_90")
 REQUIREMENTS = ("torch", "pytorch-forecasting", "lightning", "pandas", "numpy", "pandera", "safetensors", "scikit-learn",
                 "holidays", "pydantic", "pyyaml", "scipy")  # fmt: skip
 
@@ -93,24 +93,6 @@ def _signature(params: Params, root: Path):  # type: ignore[no-untyped-def]
 
 def _compared(metrics: dict[str, float]) -> dict[str, float]:
     return {metric: metrics[f"ensemble/{metric}"] for metric in COMPARED if f"ensemble/{metric}" in metrics}
-
-
-def version_metrics(name: str, version: str) -> dict[str, float]:
-    """Test metrics of the ensemble with which a version was registered."""
-    tags = retry(current_client().get_model_version, name, version).tags
-    return {metric: float(tags[f"test.{metric}"]) for metric in COMPARED if f"test.{metric}" in tags}
-
-
-def aliases_of(name: str) -> dict[str, str]:
-    """Version by alias of a registered model; empty where it is not there."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return {str(key): str(value) for key, value in retry(current_client().get_registered_model, name).aliases.items()}
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return {}
-        raise
 
 
 def load_champion(name: str, alias: str = "champion") -> Bundle:
