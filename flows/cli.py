@@ -13,7 +13,8 @@ from tasks.errors import UserError
 app = typer.Typer(
     name="weatherglass",
     help="Probabilistic forecasts that say how far to trust them.\n\n"
-    "Exit codes: 0 done, 1 failure, 2 a mistake in params.yaml, the data or the command (told in one sentence).",
+    "Exit codes: 0 done, 1 failure, 2 a mistake in params.yaml, the data or the command (told in one sentence); "
+    "retrain ends with 3 where the champion stays.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -50,6 +51,31 @@ def forecast(
     from flows.forecast import run_forecast
 
     raise typer.Exit(run_forecast(root, output, data, cutoff, alias, as_json))
+
+
+@app.command()
+def ingest(
+    until: Annotated[Optional[str], typer.Option(help="Last date of the target to use; written to params.yaml.")] = None,  # noqa: UP045
+    root: Root = Path("."),
+) -> None:
+    """Read the data again, and only that; with --until, as if that date were today."""
+    from flows.pipeline import run_ingest
+
+    raise typer.Exit(run_ingest(root, until))
+
+
+@app.command()
+def retrain(
+    force: Annotated[bool, typer.Option("--force", help="Run stages that are up to date as well.")] = False,
+    root: Root = Path("."),
+) -> None:
+    """Run what is stale, then let the new version meet the champion on fresh cutoffs: promote it or keep the champion.
+
+    Exit codes: 0 promoted, 3 champion kept, 2 a mistake, 1 failure.
+    """
+    from flows.retrain import run_retrain
+
+    raise typer.Exit(run_retrain(root, force))
 
 
 @app.command()

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.errors import UserError
-from tasks.files import file_md5, read_json
+from tasks.files import file_md5, read_json, write_text
 from tasks.params import Params
+from tasks.params_file import set_key
 from tasks.presets import combination
 
 INGESTED = Path("data/ingested")
@@ -37,6 +38,24 @@ def run_pipeline(root: Path, targets: Sequence[str] = (), force: bool = False) -
     if code == 0 and not targets:
         print(where_to_look(root, api_url))
     return code
+
+
+def run_ingest(root: Path, until: str | None = None) -> int:
+    """Read the data again and nothing else; ``until`` is written to params.yaml first. Returns `run_pipeline`'s exit code.
+
+    Raises UserError, and leaves params.yaml as it was, where ``until`` is not a date (or a whole number, for such time).
+    """
+    path = root / "params.yaml"
+    if until is not None:
+        Params.load(root=root)
+        before = path.read_text(encoding="utf-8")
+        set_key(path, "data", "until", until)
+        try:
+            Params.load(root=root)
+        except UserError:
+            write_text(path, before)
+            raise
+    return run_pipeline(root, ["ingest"])
 
 
 def preset_line(params: Params) -> str:

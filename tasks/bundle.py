@@ -163,8 +163,8 @@ class Bundle:
             raise UserError(
                 f"series {short} has {int(panel.observed.min())} value; a forecast needs at least {MINIMUM_HISTORY}."
             )
-        predicted = [self._predict(index, panel, windows) for index in range(len(self.members))]
-        values = torch.stack([torch.from_numpy(each.quantiles) for each in predicted])
+        predicted = self._predicted(panel, windows)
+        values = _quantiles(predicted)
         splits = torch.stack([_split(each) for each in predicted])
         predictive = self.calibration.apply(pool(values, self.weights, self.pooling))
         aleatoric, epistemic = decompose(values, self.weights, splits)
@@ -204,6 +204,10 @@ class Bundle:
         }
         return pd.DataFrame(table)[list(forecast_columns(self.params))]
 
+    def predictive(self, panel: Panel, windows: Windows) -> Predictive:
+        """The calibrated distributions of ``windows`` ``(n, H)`` of a panel that `encoding` has made."""
+        return self.calibration.apply(pool(_quantiles(self._predicted(panel, windows)), self.weights, self.pooling))
+
     @staticmethod
     def _set_edges(sets: DecileSets, panel: Panel, series: list[str]) -> torch.Tensor:
         """Edges of each series' bins ``(n_series, 9)``."""
@@ -223,10 +227,18 @@ class Bundle:
         score = self.alarm.score(window_logits(member, panel, windows))
         return dict(zip(ENERGY_COLUMNS, (score, self.alarm.p_value(score)), strict=True))
 
-    def _predict(self, member: int, panel: Panel, windows: Windows) -> Predicted:
-        """A member's forecast, with as many MC dropout passes as it was evaluated with."""
-        passes = passes_of(self.params, self.families[member])
-        return predict_windows(self.members[member], panel, windows, self.params.train.seed, passes)
+    def _predicted(self, panel: Panel, windows: Windows) -> list[Predicted]:
+        """Each member's forecast, with as many MC dropout passes as it was evaluated with."""
+        seed = self.params.train.seed
+        return [
+            predict_windows(member, panel, windows, seed, passes_of(self.params, family))
+            for member, family in zip(self.members, self.families, strict=True)
+        ]
+
+
+def _quantiles(predicted: list[Predicted]) -> torch.Tensor:
+    """Quantiles of all members ``(M, n, H, Q)``."""
+    return torch.stack([torch.from_numpy(each.quantiles) for each in predicted])
 
 
 def _split(predicted: Predicted) -> torch.Tensor:

@@ -230,6 +230,15 @@ class Registry(_Block):
     experiment: Text = "weatherglass"
 
 
+class Promotion(_Block):
+    """What a challenger must show before `weatherglass retrain` makes it the champion."""
+
+    confidence: Fraction = 0.9
+    coverage_tolerance: Fraction = 0.03
+    slice_tolerance: Annotated[float, Field(gt=0.0)] = 0.25
+    least_days: Annotated[float, Field(ge=0.0)] = 0.0
+
+
 class Services(_Block):
     """Servers to use in place of the embedded ones."""
 
@@ -259,6 +268,7 @@ class Params(_Block):
     baselines: Baselines = Baselines()
     projection: Projection = Projection()
     registry: Registry = Registry()
+    promotion: Promotion = Promotion()
     services: Services = Services()
     runner: Literal["local"] = "local"
 

@@ -70,6 +70,23 @@ def read_yaml(path: Path, name: str) -> dict[Any, Any]:
     return tree
 
 
+def set_key(path: Path, block: str, key: str, value: str) -> None:
+    """Give a key of a block another value, atomically; comments and everything else stay as they are.
+
+    Raises UserError where the file has no line for the key in that block.
+    """
+    from tasks.files import write_text
+
+    text = path.read_text(encoding="utf-8")
+    line = re.compile(rf"(^{block}:[^\n]*\n(?:[ #][^\n]*\n|\n)*?  {key}:[ ]*)([^\s#]+)([ ]*)", re.MULTILINE)
+    found = line.search(text)
+    if found is None:
+        raise UserError(f"{path.name} has no line for {block}.{key}; add `{key}: {value}` to its block {block}.")
+    room = len(found[2]) + len(found[3])  # keeps the comment behind it in its column where that is possible
+    rest = " " * max(room - len(value), 1) if found[3] else ""
+    write_text(path, text[: found.start()] + found[1] + value + rest + text[found.end() :])
+
+
 def told(error: ValidationError, model: type[BaseModel]) -> str:
     """Return one sentence for the first mistake, with the number of further ones."""
     first, *others = error.errors()

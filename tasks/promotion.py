@@ -7,7 +7,8 @@ moment leaves the old champion in place or the new one whole; the same command a
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,16 @@ from tasks.versions import COMPARED, aliases_of, version_metrics
 
 DECISIONS = Path("artifacts/decisions")
 DECISION_TAG = "weatherglass.decision"
+TOLD = 15  # decisions in a tag, whose length MLflow limits
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous_champion"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided of ``version``: ``action`` is ``promoted`` or ``rolled back to``; ``champion`` answered before.
+    """What was decided of ``version``: ``action`` is ``promoted``, ``kept out`` or ``rolled back to``.
 
-    ``previous`` is the version that a rollback would bring back from then on, None where there is none.
+    ``champion`` answered before, ``previous`` is the version that a rollback would bring back from then on, None where
+    there is none. ``figures`` are what the gate found, empty where somebody decided by hand.
     """
 
     model: str
@@ -36,9 +39,12 @@ class Decision:
     previous: str | None
     reason: str
     at: str
+    figures: Mapping[str, Any] = field(default_factory=dict)
 
 
-def promote(root: Path, name: str, version: str | None = None, reason: str = "asked for") -> Decision | None:
+def promote(
+    root: Path, name: str, version: str | None = None, reason: str = "asked for", figures: Mapping[str, Any] | None = None
+) -> Decision | None:
     """Make ``version`` (by default the challenger) the champion and keep the old one as ``previous_champion``.
 
     Returns None where it is the champion already. Raises UserError where there is no such model, version or challenger.
@@ -57,9 +63,30 @@ def promote(root: Path, name: str, version: str | None = None, reason: str = "as
             if aliases.get(CHALLENGER) == version:  # left by a promotion that was killed at its last step
                 retry(current_client().delete_registered_model_alias, name, CHALLENGER)
             return None
-        decision = Decision(name, version, "promoted", champion, champion, reason, _now())
+        decision = Decision(name, version, "promoted", champion, champion, reason, _now(), figures or {})
         _carry_out(root, decision, drop_challenger=aliases.get(CHALLENGER) == version)
         return decision
+
+
+def keep_out(root: Path, name: str, version: str, reason: str, figures: Mapping[str, Any]) -> Decision:
+    """Record that ``version`` did not pass the gate; aliases stay as they are."""
+    with locked(root / ".weatherglass/promotion.lock"):
+        aliases = _known(name)
+        decision = Decision(name, version, "kept out", aliases.get(CHAMPION), aliases.get(PREVIOUS), reason, _now(), figures)
+        _record(root, decision)
+        return decision
+
+
+def judged(name: str, version: str, champion: str) -> Decision | None:
+    """The gate's last decision that kept ``version`` out against ``champion``, or None."""
+    told = _decisions(name, version)
+    kept = bool(told) and (told[-1].action, told[-1].champion) == ("kept out", champion)
+    return told[-1] if kept else None
+
+
+def promoted_at(name: str, version: str) -> str | None:
+    """When ``version`` last became champion, as ISO 8601; None for a first version, which nobody promoted."""
+    return next((each.at for each in reversed(_decisions(name, version)) if each.action != "kept out"), None)
 
 
 def rollback(root: Path, name: str, reason: str = "asked for") -> Decision:
@@ -115,14 +142,8 @@ def history_text(rows: list[dict[str, Any]]) -> str:
 
 
 def _carry_out(root: Path, decision: Decision, drop_challenger: bool) -> None:
+    _record(root, decision)
     client, name = current_client(), decision.model
-    stamp = decision.at.replace(":", "").replace("-", "")
-    write_json(root / DECISIONS / f"{stamp}_{name}_{decision.version}.json", asdict(decision))
-    told = _decisions(name, decision.version)
-    if told and (told[-1].action, told[-1].champion) == (decision.action, decision.champion):
-        told.pop()  # of a command that was killed before its end
-    text = json.dumps([asdict(each) for each in [*told, decision][-20:]])
-    retry(client.set_model_version_tag, name, decision.version, DECISION_TAG, text)
     if decision.previous is not None:
         retry(client.set_registered_model_alias, name, PREVIOUS, decision.previous)
     retry(client.set_registered_model_alias, name, CHAMPION, decision.version)
@@ -130,6 +151,17 @@ def _carry_out(root: Path, decision: Decision, drop_challenger: bool) -> None:
         retry(client.delete_registered_model_alias, name, PREVIOUS)
     if drop_challenger:
         retry(client.delete_registered_model_alias, name, CHALLENGER)
+
+
+def _record(root: Path, decision: Decision) -> None:
+    """Write a decision as JSON, then add it to the version's tag, without its figures and at most ``TOLD`` of them."""
+    stamp = decision.at.replace(":", "").replace("-", "")
+    write_json(root / DECISIONS / f"{stamp}_{decision.model}_{decision.version}.json", asdict(decision))
+    told = _decisions(decision.model, decision.version)
+    if told and (told[-1].action, told[-1].champion) == (decision.action, decision.champion):
+        told.pop()  # of a command that was killed before its end
+    text = json.dumps([asdict(replace(each, figures={})) for each in [*told, decision][-TOLD:]])
+    retry(current_client().set_model_version_tag, decision.model, decision.version, DECISION_TAG, text)
 
 
 def _known(name: str) -> dict[str, str]:

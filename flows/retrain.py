@@ -1,0 +1,106 @@
+"""retrain: run what is stale, let the challenger meet the champion on fresh cutoffs, promote it or keep the champion."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.pipeline import run_pipeline
+from tasks.errors import UserError
+
+if TYPE_CHECKING:
+    from tasks.bundle import Bundle
+    from tasks.contest import Verdict
+    from tasks.params import Params
+
+EXIT_PROMOTED, EXIT_KEPT = 0, 3
+
+
+def run_retrain(root: Path, force: bool = False) -> int:
+    """Retrain and decide; returns 0 promoted, 3 champion kept, 2 a user's mistake, 1 a failure."""
+    from flows.environment import configure
+    from tasks.params import Params
+
+    root = root.resolve()
+    params = Params.load(root=root)
+    configure(root, params.services.mlflow_uri, params.services.prefect_api_url)
+    with alone(root):
+        before = _champion(params)
+        code = run_pipeline(root, force=force)
+        return code or decide(root, params, before)
+
+
+@contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Hold the project's retraining lock; a second run refuses and names the process that holds it."""
+    path = root / ".weatherglass/retrain.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            raise UserError(f"process {handle.read().strip()} is retraining this project; wait for its end.") from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+def decide(root: Path, params: Params, before: str | None) -> int:
+    """Promote the challenger of the last run, or keep the champion; says why and returns the exit code."""
+    from tasks.files import read_json
+    from tasks.promotion import judged, keep_out, promote, promoted_at
+    from tasks.registry import RECEIPT, load_champion
+
+    name, receipt = params.registry.name, read_json(root / RECEIPT)
+    champion, version = _champion(params), str(receipt["version"])
+    assert champion is not None  # registering has made the first version champion
+    if version == champion:
+        if before is None:
+            print(f"{name}: version {version} is the first and @champion")
+            return EXIT_PROMOTED
+        print(f"{name}: nothing new; version {champion} stays @champion")
+        return EXIT_KEPT
+    if (earlier := judged(name, version, champion)) is not None:
+        print(f"{name}: version {version} was kept out {earlier.at}: {earlier.reason}; version {champion} stays @champion")
+        return EXIT_KEPT
+    old, new = (load_champion(name, alias) for alias in ("champion", "challenger"))
+    verdict = meet(root, params, old, new, promoted_at(name, champion))
+    if verdict.passed:
+        promote(root, name, version, verdict.text, verdict.figures)
+        print(f"{name}: version {version} is @champion now: {verdict.text}; version {champion} is @previous_champion")
+        return EXIT_PROMOTED
+    keep_out(root, name, version, verdict.text, verdict.figures)
+    print(f"{name}: version {version} is kept out: {verdict.text}; version {champion} stays @champion")
+    return EXIT_KEPT
+
+
+def meet(root: Path, params: Params, champion: Bundle, challenger: Bundle, since: str | None) -> Verdict:
+    """The gate's verdict, found by a Prefect flow of its own on the project's server."""
+    from flows.server import prefect_server
+    from tasks.contest import judge
+
+    with prefect_server(root):
+        from prefect import flow, task
+        from prefect.cache_policies import NO_CACHE
+
+        work = task(name="judge", cache_policy=NO_CACHE, persist_result=False)(judge)
+
+        @flow(name="retrain", flow_run_name="champion against challenger", persist_result=False)
+        def contest() -> Verdict:
+            return work(params, root, champion, challenger, since)
+
+        return contest()
+
+
+def _champion(params: Params) -> str | None:
+    from tasks.tracking_store import initialise
+    from tasks.versions import aliases_of
+
+    initialise()
+    return aliases_of(params.registry.name).get("champion")
