@@ -32,8 +32,10 @@ from tasks.errors import UserError
 from tasks.evaluate import central_interval
 from tasks.evidence import test_band
 from tasks.params import Params
+from tasks.params_file import read_yaml
 from tasks.prepare import Prepared, load_prepared
 
+HOME = Path(__file__).resolve().parent.parent
 LEVEL = 90
 WITHIN = 0.015
 """How far from its level coverage may lie; a peer covers where it is no further below."""
@@ -133,7 +135,9 @@ def run_set(name: str, data: Path, families: list[str], members: int) -> tuple[d
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         if name == "chicago":
-            tree = {"families": families, "train": {"members": members}, "baselines": {"models": ["seasonal_naive"]}}
+            tree = read_yaml(HOME / "params.yaml", "params.yaml") | {"families": families}
+            tree["train"] |= {"members": members}
+            tree["baselines"] |= {"models": ["seasonal_naive"]}
             params = Params.model_validate(tree)
         else:
             benchmark = DATASETS[name](data)

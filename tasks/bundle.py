@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import ValidationError
 
 from models.forecasters.base import Forecaster
 from models.panel import Panel, Windows
@@ -28,6 +29,7 @@ from tasks.files import atomic_dir, digest_of, file_md5, read_json, write_json
 from tasks.gate import encoder_family, error_signals, gate_features
 from tasks.member import load_member
 from tasks.params import Params
+from tasks.params_file import told
 from tasks.predict import Predicted, predict_windows
 from tasks.prepare import PREPARED
 from tasks.presets import passes_of
@@ -127,7 +129,13 @@ class Bundle:
                 f"the bundle has format {content['format']} and this version reads {FORMAT}; register the model again by "
                 "`weatherglass run`."
             )
-        params = Params.model_validate(content["params"], strict=False)
+        try:
+            params = Params.model_validate(content["params"], strict=False)
+        except ValidationError as error:
+            raise UserError(
+                f"{name} was registered with params.yaml keys that this version reads otherwise: {told(error, Params)} "
+                "Register the model again by `weatherglass run`, and make it champion by `weatherglass promote`."
+            ) from None
         encoding = Encoding.from_state(content["encoding"])
         loaded = {}
         for row in content["members"]:

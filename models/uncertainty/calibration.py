@@ -40,14 +40,19 @@ class Calibration:
         conformal_fold: tuple[Predictive, Tensor],
         score: str = "tail",
         groups: Sequence[str] | None = None,
+        blocks: int | None = None,
     ) -> Calibration:
         """Fit on (distributions, truths) ``(n, H)`` of the temperature and of the conformal fold.
+
+        ``blocks`` is how many stretches of time the temperature fold holds (see `QuantileTemperature.shrunk`); None takes
+        its windows as independent.
 
         ``mode`` is the temperature's and ``score`` one of ``conformal_scores.SCORES``. With ``groups`` (n), those of the
         conformal fold's windows, intervals are ranked within each group that has scores enough for a finite one, and
         over all groups together for the others.
         """
         temperature = QuantileTemperature.fit(*temperature_fold, mode=mode)
+        temperature = temperature if blocks is None else temperature.shrunk(blocks)
         scale = JointConformal.step_scale(temperature.apply(temperature_fold[0]), temperature_fold[1])
         scaled, target = temperature.apply(conformal_fold[0]), conformal_fold[1]
         step: StepIntervals | GroupIntervals

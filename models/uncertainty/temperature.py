@@ -23,6 +23,9 @@ __all__ = ["HEAD_TYPES", "LEAST_WINDOWS", "HeadTemperature", "QuantileTemperatur
 MODES = ("per_step", "global", "per_group", "none")
 LEAST_WINDOWS = 30
 """Windows that a group needs for a factor of its own."""
+HALF_TRUSTED = 3
+"""Blocks beyond the first at which factors keep half of their logarithm. On the two validation folds after it, that is as good
+as full factors on Chicago (13 blocks), and WQL is 0.3 % lower on ETTh1 (7) and 19 % on M4 hourly (1)."""
 
 SIDES = (slice(0, MEDIAN), slice(MEDIAN + 1, None))
 
@@ -41,6 +44,16 @@ class QuantileTemperature:
     @classmethod
     def identity(cls, horizon: int) -> QuantileTemperature:
         return cls(torch.ones(horizon, dtype=torch.float64), torch.ones(horizon, dtype=torch.float64))
+
+    def shrunk(self, blocks: int) -> QuantileTemperature:
+        """The factors drawn towards 1 by how few stretches of time they come from: to the power ``(b - 1) / (b + 2)``.
+
+        Windows of one stretch share their errors, so that its spread and bias need not be those of the next: with one
+        block nothing tells them apart and factors are 1. `HALF_TRUSTED` blocks beyond the first give half of the logarithm.
+        """
+        trust = (blocks - 1) / (blocks - 1 + HALF_TRUSTED)
+        groups = {group: (below**trust, above**trust) for group, (below, above) in self.groups.items()}
+        return QuantileTemperature(self.below**trust, self.above**trust, groups)
 
     @classmethod
     def fit(

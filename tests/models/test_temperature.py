@@ -161,3 +161,29 @@ def test_a_fold_that_tells_nothing_is_named(truth: float, said: str) -> None:
     target[: 1 if truth != truth else 50] = truth
     with pytest.raises(ValueError, match=said):
         QuantileTemperature.fit(predictive, target)
+
+
+def test_few_blocks_of_time_draw_factors_towards_one() -> None:
+    full = QuantileTemperature(torch.tensor([4.0, 1.0]), torch.tensor([0.25, 9.0]), {7: (2.0, 0.5)})
+    assert full.shrunk(1).below.tolist() == [1.0, 1.0]
+    half = full.shrunk(4)
+    assert (half.below.tolist(), half.above.tolist()) == ([2.0, 1.0], [0.5, 3.0])
+    assert half.groups[7] == pytest.approx((2**0.5, 0.5**0.5))
+    assert full.shrunk(10_000).above[1] == pytest.approx(9.0, rel=1e-2)
+
+
+def test_shrinkage_saves_what_one_odd_block_would_spoil() -> None:
+    """Factors from one odd block are worse on later ones than none; those from many blocks are better."""
+    rng = np.random.default_rng(6)
+    spread = np.repeat([6.0, *(1.6 * np.exp(0.2 * rng.normal(size=39)))], 100)  # the first block is an odd one
+    truth = torch.from_numpy((spread * rng.normal(size=4000))[:, None])
+    told = torch.from_numpy(Z).expand(4000, 1, -1)
+    levels = torch.tensor(LEVELS, dtype=torch.float64)
+
+    def later_loss(fitted: QuantileTemperature) -> float:
+        return float(pinball_loss(fitted.apply(Predictive(told[2000:])).values, truth[2000:], levels).mean())
+
+    none = later_loss(QuantileTemperature.identity(1))
+    one, many = (QuantileTemperature.fit(Predictive(told[:n]), truth[:n], mode="global") for n in (100, 2000))
+    assert later_loss(one) > later_loss(one.shrunk(1)) == none
+    assert later_loss(many.shrunk(20)) < none
