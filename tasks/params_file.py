@@ -33,6 +33,15 @@ class _Loader(yaml.SafeLoader):
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_timestamp(self, node: Any) -> Any:
+        """A date, or its text where there is no such date, so that the key it stands at is told."""
+        try:
+            return super().construct_yaml_timestamp(node)
+        except ValueError:
+            return node.value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_timestamp)
 
 _Loader.yaml_implicit_resolvers = {
     first: [rule for rule in rules if not rule[0].endswith((":bool", ":float"))]

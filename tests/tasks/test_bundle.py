@@ -16,7 +16,7 @@ from tasks.bundle import FORECAST_COLUMNS, Bundle, bundle_digest, write_bundle
 from tasks.calibrate import load_calibration
 from tasks.ensemble import pooled
 from tasks.errors import UserError
-from tasks.files import read_json, write_json
+from tasks.files import file_md5, read_json, write_json
 from tasks.future import with_future_rows
 from tasks.params import Params
 from tasks.prepare import load_prepared
@@ -72,6 +72,19 @@ def test_a_manifest_that_points_elsewhere_is_refused(folder: Path, tmp_path: Pat
     write_json(copy / "manifest.json", read_json(copy / "manifest.json") | {"../outside": "0" * 32})
     with pytest.raises(UserError, match="lies outside of it"):
         Bundle.load(copy)
+
+
+def test_params_of_another_version_are_told_in_a_sentence(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(folder, copy)
+    content = read_json(copy / "bundle.json")
+    content["params"]["calibration"]["score"] = "yesterdays"
+    write_json(copy / "bundle.json", content)
+    write_json(copy / "manifest.json", read_json(copy / "manifest.json") | {"bundle.json": file_md5(copy / "bundle.json")})
+    with pytest.raises(
+        UserError, match=r"tiny version 1 was registered with .*: calibration\.score is 'yesterdays'; it must be one"
+    ):
+        Bundle.load(copy, "tiny version 1")
 
 
 def test_the_table_has_the_columns_of_the_contract_and_ordered_bands(forecast: pd.DataFrame, history: pd.DataFrame) -> None:
