@@ -49,7 +49,7 @@ def run_ingest(root: Path, until: str | None = None) -> int:
     if until is not None:
         Params.load(root=root)
         before = path.read_text(encoding="utf-8")
-        set_key(path, "data", "until", until)
+        set_key(path, "data", "until", until if until.isdigit() or until == "null" else f'"{until}"')
         try:
             Params.load(root=root)
         except UserError:

@@ -34,15 +34,12 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_yaml_timestamp(self, node: Any) -> Any:
-        """A date, or its text where there is no such date, so that the key it stands at is told."""
-        try:
-            return super().construct_yaml_timestamp(node)
-        except ValueError:
-            return node.value
+        """DVC reads params.yaml as well and stops at a date, so a date is text."""
+        problem = f'the date {node.value} must stand in quotes, "{node.value}", since DVC reads no dates'
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_timestamp)
-
 _Loader.yaml_implicit_resolvers = {
     first: [rule for rule in rules if not rule[0].endswith((":bool", ":float"))]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()

@@ -41,7 +41,7 @@ def test_the_committed_file_names_every_key_and_differs_from_the_defaults_only_i
 
 
 def test_params_survive_json_and_cannot_be_changed(tmp_path: Path) -> None:
-    params = load(tmp_path, "data: {until: 2015-08-14, horizon: 7}")
+    params = load(tmp_path, 'data: {until: "2015-08-14", horizon: 7}')
     assert Params.model_validate(params.model_dump(mode="json")) == params
     with pytest.raises(ValueError, match="frozen"):
         params.data.__setattr__("horizon", 3)
@@ -101,6 +101,7 @@ def test_plain_words_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         ("data: {static: [ds]}", "data.static names 'ds', already data.time_column"),
         ("data: {target_column: sales, static: [y]}", "data.static names 'y', which is the panel's name for"),
         ("data: {until: soon}", "data.until is 'soon'; it must be a date such as 2016-08-14"),
+        ("data: {until: 2015-08-14}", 'at line 1: the date 2015-08-14 must stand in quotes, "2015-08-14", since DVC reads no'),
         ("data: {until: 5}", "data.until is 5; with data.frequency D it must be a date."),
         ("data: {horizon: 0, count: maybe}", "data.horizon is 0; it must be a whole number of 1 or more (1 further"),
         (

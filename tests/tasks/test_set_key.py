@@ -17,7 +17,7 @@ def test_one_value_changes_and_comments_stay_in_their_column(tmp_path: Path) -> 
     path = tmp_path / "params.yaml"
     text = (PROJECT / "params.yaml").read_text(encoding="utf-8")
     path.write_text(text, encoding="utf-8")
-    set_key(path, "data", "until", "2016-07-01")
+    set_key(path, "data", "until", '"2016-07-01"')
     changed = [
         (old, new)
         for old, new in zip(text.splitlines(), path.read_text(encoding="utf-8").splitlines(), strict=True)
@@ -26,7 +26,7 @@ def test_one_value_changes_and_comments_stay_in_their_column(tmp_path: Path) -> 
     assert len(changed) == 1
     old, new = changed[0]
     assert (
-        new.startswith("  until: 2016-07-01 ") and old.split("#")[1] == new.split("#")[1] and old.index("#") == new.index("#")
+        new.startswith('  until: "2016-07-01" ') and old.split("#")[1] == new.split("#")[1] and old.index("#") == new.index("#")
     )
     assert str(Params.load(root=tmp_path).data.until) == "2016-07-01"
     set_key(path, "data", "until", "null")
