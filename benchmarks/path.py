@@ -13,9 +13,11 @@ from tasks.ensemble import make_ensemble
 from tasks.evaluate import evaluate, run_baselines
 from tasks.ingest import ingest
 from tasks.params import Params
+from tasks.params_file import read_yaml
 from tasks.prepare import prepare
 from tasks.train import train_family
 
+DEFAULTS = Path(__file__).resolve().parent.parent / "params.yaml"
 FAMILIES = ("tcn", "deepar", "tft", "tide", "gradient_boosting")
 """Trained unless others are asked for."""
 
@@ -26,6 +28,13 @@ def our_params(benchmark: Benchmark, path: Path, families: list[str], members: i
     tree: dict[str, Any] = {"data": data, **benchmark.params, "families": families}
     tree |= {"train": {"members": members}, "baselines": {"models": baselines}}
     return Params.model_validate(tree)
+
+
+def default_params(families: list[str], members: int, baselines: list[str]) -> Params:
+    """The project's own params.yaml, its data and covariates too, but for families, members and baselines."""
+    tree = read_yaml(DEFAULTS, DEFAULTS.name)
+    tree |= {"families": families, "train": tree["train"] | {"members": members}}
+    return Params.model_validate(tree | {"baselines": tree["baselines"] | {"models": baselines}})
 
 
 def run_ours(params: Params, root: Path) -> tuple[dict[str, float], dict[str, float]]:

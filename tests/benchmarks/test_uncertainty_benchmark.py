@@ -13,17 +13,20 @@ import torch
 
 from benchmarks import peer_conformal, uncertainty
 from benchmarks.datasets import Benchmark
+from benchmarks.path import DEFAULTS, default_params
 from models.predictive import LEVELS, Predictive
 from tasks.calibrate import load_calibration
 from tasks.ensemble import pooled
 from tasks.errors import UserError
+from tasks.params import Params
 from tasks.prepare import load_prepared
 
 ERROR = np.array([[1.0, 10.0], [2.0, 10.0], [3.0, 10.0], [4.0, 10.0], [5.0, 10.0]])
 METRICS = {
     "ensemble/coverage_90": 0.91, "ensemble/width_90": 2.0, "ensemble/joint_coverage_90": 0.9, "ensemble/joint_width_90": 3.0,
     "ensemble/bonferroni_width_90": 4.0, "ensemble/ood_auroc": 0.96, "ensemble/ood_fpr95": 0.2,
-    "ensemble/error_ratio_80": 0.8, "ensemble/error_ratio_80_units": 0.7,
+    "ensemble/error_ratio_80": 0.8, "ensemble/error_ratio_80_units": 0.7, "ensemble/error_ratio_80_oracle": 0.6,
+    "ensemble/aurc_ratio": 1.2,
     "ensemble/ece_before": 0.03, "ensemble/ece_after": 0.02,
     "darts_naive/coverage_90": 0.8, "darts_naive/width_90": 1.0, "darts_qr/coverage_90": 0.89, "darts_qr/width_90": 2.5,
 }  # fmt: skip
@@ -42,13 +45,15 @@ def test_goals_hold_a_peer_against_us_only_where_it_covers() -> None:
     met = {name: goal.met for name, goal in aims.items()}
     assert met == {
         "coverage": True, "narrower": True, "joint_coverage": True, "joint_width": True, "ood_auroc": True,
-        "ood_fpr95": False, "error_ratio_80": False, "ece": False,
+        "ood_fpr95": False, "error_ratio_80": False, "aurc_ratio": None, "ece": False,
     }  # fmt: skip
     assert aims["narrower"].aim == "below darts_qr 2.5"
     closer = uncertainty.goals(METRICS | {"darts_naive/coverage_90": 0.886}, (0.85, 0.95))
     assert (closer["narrower"].met, closer["narrower"].aim) == (False, "below darts_naive 1")
     alone = {key: value for key, value in METRICS.items() if key.startswith("ensemble/") and "bonferroni" not in key}
     aims = uncertainty.goals(alone | {"ensemble/ece_before": 0.019}, (0.91, 0.95))
+    worse = uncertainty.goals(METRICS | {"ensemble/ece_before": 0.01, "ensemble/ece_after": 0.021}, (0.85, 0.95))
+    assert worse["ece"].met is False, "temperature must not spoil what was calibrated"
     assert [aims[name].met for name in ("narrower", "joint_coverage", "joint_width", "ece")] == [None, False, True, None]
 
 
@@ -92,6 +97,12 @@ def test_a_set_that_is_not_there_is_left_out_and_asked_for_alone_it_is_an_error(
         uncertainty.main(["--data", str(tmp_path), "--datasets", "etth1"])
 
 
+def test_the_default_data_come_with_the_covariates_of_params_yaml() -> None:
+    params = default_params(["tcn"], 1, ["seasonal_naive"])
+    assert params.data == Params.load(DEFAULTS).data and params.data.known_future
+    assert (params.families, params.train.members, params.baselines.models) == (("tcn",), 1, ("seasonal_naive",))
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_one_set_from_its_table_to_its_goals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trees alone, on eight days of hours; every goal has an answer and figures come from the run."""
@@ -110,7 +121,7 @@ def test_one_set_from_its_table_to_its_goals(tmp_path: Path, monkeypatch: pytest
     assert metrics["darts_qr/width_90"] > 0 and 0 <= metrics["ensemble/coverage_90"] <= 1
     assert metrics["joint_band_90"][0] <= metrics["joint_band_90"][1]
     assert set(aims) == {
-        "coverage", "narrower", "joint_coverage", "joint_width", "ood_auroc", "ood_fpr95", "error_ratio_80", "ece"
+        "coverage", "narrower", "joint_coverage", "joint_width", "ood_auroc", "ood_fpr95", "error_ratio_80", "aurc_ratio", "ece"
     }  # fmt: skip
 
 
