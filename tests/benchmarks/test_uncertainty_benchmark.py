@@ -14,6 +14,7 @@ import torch
 from benchmarks import peer_conformal, uncertainty
 from benchmarks.datasets import Benchmark
 from benchmarks.path import DEFAULTS, default_params
+from benchmarks.uncertainty import Bands
 from models.predictive import LEVELS, Predictive
 from tasks.calibrate import load_calibration
 from tasks.ensemble import pooled
@@ -30,6 +31,7 @@ METRICS = {
     "ensemble/ece_before": 0.03, "ensemble/ece_after": 0.02,
     "darts_naive/coverage_90": 0.8, "darts_naive/width_90": 1.0, "darts_qr/coverage_90": 0.89, "darts_qr/width_90": 2.5,
 }  # fmt: skip
+BANDS = Bands((0.86, 0.94), (0.85, 0.95))
 
 
 def test_peers_reach_as_far_as_their_sources_say() -> None:
@@ -41,18 +43,19 @@ def test_peers_reach_as_far_as_their_sources_say() -> None:
 
 
 def test_goals_hold_a_peer_against_us_only_where_it_covers() -> None:
-    aims = uncertainty.goals(METRICS, (0.85, 0.95))
+    aims = uncertainty.goals(METRICS, BANDS)
     met = {name: goal.met for name, goal in aims.items()}
     assert met == {
         "coverage": True, "narrower": True, "joint_coverage": True, "joint_width": True, "ood_auroc": True,
         "ood_fpr95": False, "error_ratio_80": False, "aurc_ratio": None, "ece": False,
     }  # fmt: skip
     assert aims["narrower"].aim == "below darts_qr 2.5"
-    closer = uncertainty.goals(METRICS | {"darts_naive/coverage_90": 0.886}, (0.85, 0.95))
+    assert aims["coverage"].aim == "0.900 give or take 0.015, by chance in [0.860, 0.940]"
+    closer = uncertainty.goals(METRICS | {"darts_naive/coverage_90": 0.886}, BANDS)
     assert (closer["narrower"].met, closer["narrower"].aim) == (False, "below darts_naive 1")
     alone = {key: value for key, value in METRICS.items() if key.startswith("ensemble/") and "bonferroni" not in key}
-    aims = uncertainty.goals(alone | {"ensemble/ece_before": 0.019}, (0.91, 0.95))
-    worse = uncertainty.goals(METRICS | {"ensemble/ece_before": 0.01, "ensemble/ece_after": 0.021}, (0.85, 0.95))
+    aims = uncertainty.goals(alone | {"ensemble/ece_before": 0.019}, BANDS._replace(joint=(0.91, 0.95)))
+    worse = uncertainty.goals(METRICS | {"ensemble/ece_before": 0.01, "ensemble/ece_after": 0.021}, BANDS)
     assert worse["ece"].met is False, "temperature must not spoil what was calibrated"
     assert [aims[name].met for name in ("narrower", "joint_coverage", "joint_width", "ece")] == [None, False, True, None]
 
@@ -83,7 +86,7 @@ def test_a_set_that_is_not_there_is_left_out_and_asked_for_alone_it_is_an_error(
     real = uncertainty.run_set
 
     def quick(name: str, *rest: Any) -> Any:
-        return (METRICS, uncertainty.goals(METRICS, (0.85, 0.95))) if name == "chicago" else real(name, *rest)
+        return (METRICS, uncertainty.goals(METRICS, BANDS)) if name == "chicago" else real(name, *rest)
 
     monkeypatch.setattr(uncertainty, "run_set", quick)
     out = tmp_path / "u.json"
