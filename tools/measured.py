@@ -68,7 +68,7 @@ def table() -> str:
 
 
 def intervals(result: dict[str, Any]) -> list[str]:
-    """Ours and the peers' 90 % intervals on each set, from `benchmarks.uncertainty`."""
+    """Ours and the peers' 90 % intervals on each set, then alarms and doubt, from `benchmarks.uncertainty`."""
     lines = [
         "90 % intervals beside the peers' conformal methods around the same forecasts (`python -m benchmarks.uncertainty`); "
         "a set with one window a series has none of theirs:",
@@ -78,9 +78,23 @@ def intervals(result: dict[str, Any]) -> list[str]:
     ]
     for name in ("chicago", *PUBLIC):
         kinds = [key.split("/")[1] for key in result if key.startswith(f"{name}/") and key.endswith("/width_90")]
-        for kind in (kind for kind in kinds if kind.startswith(("ensemble", "darts", "neuralforecast"))):
+        peers = sorted(kind for kind in kinds if kind.startswith(("darts", "neuralforecast")))
+        for kind in ("ensemble", *peers) if "ensemble" in kinds else ():
             values = (f"{result[f'{name}/{kind}/{key}_90']:.4g}" for key in ("coverage", "width"))
             lines.append(f"| {name} | {'ours' if kind == 'ensemble' else kind} | " + " | ".join(values) + " |")
+    lines += [
+        "",
+        "Alarm for strange input (means over kinds of change it was not tuned on), error of the 80 % most certain forecasts "
+        "over that of all (in brackets by the errors themselves, which nothing can beat), and quantile calibration error "
+        "before and after temperature:",
+        "",
+        "| set | AUROC | FPR@95 | error at 80 % | ECE before | after |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in (name for name in ("chicago", *PUBLIC) if f"{name}/ensemble/ood_auroc" in result):
+        names = ("ood_auroc", "ood_fpr95", "error_ratio_80", "error_ratio_80_oracle", "ece_before", "ece_after")
+        auroc, fpr95, ratio, oracle, before, after = (f"{result[f'{name}/ensemble/{key}']:.3f}" for key in names)
+        lines.append(f"| {name} | {auroc} | {fpr95} | {ratio} ({oracle}) | {before} | {after} |")
     return lines
 
 
