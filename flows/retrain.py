@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.pipeline import run_pipeline
 from tasks.errors import UserError
+from tasks.files import held
 
 if TYPE_CHECKING:
     from tasks.bundle import Bundle
@@ -34,21 +32,13 @@ def run_retrain(root: Path, force: bool = False) -> int:
         return code or decide(root, params, before)
 
 
-@contextmanager
-def alone(root: Path) -> Iterator[None]:
+def alone(root: Path) -> AbstractContextManager[None]:
     """Hold the project's retraining lock; a second run refuses and names the process that holds it."""
-    path = root / ".weatherglass/retrain.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            raise UserError(f"process {handle.read().strip()} is retraining this project; wait for its end.") from None
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        yield
+
+    def refuse(pid: str) -> None:
+        raise UserError(f"process {pid} is retraining this project; wait for its end.")
+
+    return held(root / ".weatherglass/retrain.lock", refuse)
 
 
 def decide(root: Path, params: Params, before: str | None) -> int:

@@ -66,7 +66,7 @@ def _fit(params: Params, root: Path, prepared: Prepared, model: str) -> Calibrat
         return pooled(root, model, fold, purpose), prepared.panel.targets(prepared.fold(fold, purpose))
 
     calibration = params.calibration
-    blocks = len(torch.unique(_block(prepared, prepared.fold("temperature", "fit temperature"))))
+    blocks = len(torch.unique(time_block(prepared, prepared.fold("temperature", "fit temperature"))))
     groups = window_series(prepared, prepared.fold("conformal", "fit conformal")) if calibration.groups == "series" else None
     try:
         folds = of("temperature", "fit temperature"), of("conformal", "fit conformal")
@@ -77,7 +77,7 @@ def _fit(params: Params, root: Path, prepared: Prepared, model: str) -> Calibrat
         ) from None
 
 
-def _block(prepared: Prepared, windows: Windows) -> torch.Tensor:
+def time_block(prepared: Prepared, windows: Windows) -> torch.Tensor:
     """The stretch of a horizon in which each window's cutoff lies, ``(n,)``."""
     return prepared.cutoff_step(windows) // prepared.panel.schema.horizon
 
@@ -102,7 +102,7 @@ def guarantee_card(params: Params, root: Path, prepared: Prepared, calibration: 
     windows = prepared.fold("conformal", "fit conformal")
     predictive = calibration.apply(pooled(root, ENSEMBLE, "conformal", "fit conformal"))
     target, series = prepared.panel.targets(windows), window_series(prepared, windows)
-    block = _block(prepared, windows)
+    block = time_block(prepared, windows)
     n = len(windows)
     within = " of each series" if calibration.grouped else ""
     card: dict[str, Any] = {

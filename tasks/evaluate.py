@@ -20,7 +20,7 @@ from models.uncertainty.perturb import HELD_OUT, MIDDLE_SIZE, PERTURBATIONS, SIZ
 from models.uncertainty.scores import DetectionScores, Interval
 from models.uncertainty.selective import aurc_ratio, kept_table
 from tasks.baselines.run import forecast_fold
-from tasks.calibrate import load_calibration, window_series
+from tasks.calibrate import load_calibration, time_block, window_series
 from tasks.energy import energy_metrics
 from tasks.ensemble import ENSEMBLE, pooled
 from tasks.files import atomic_dir, read_json, write_json
@@ -203,7 +203,7 @@ def perturbed_scores(
 
 def blocks(prepared: Prepared, windows: Windows) -> Tensor:
     """Name of the stretch of a horizon in which each window's cutoff lies, ``(n,)``; its series where there is one stretch."""
-    block = prepared.cutoff_step(windows) // prepared.panel.schema.horizon
+    block = time_block(prepared, windows)
     return block if len(block.unique()) > 1 else windows.series
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import os
 import queue
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import numpy as np
 
 from models.forecasters.factory import FAMILIES
 from tasks.errors import UserError
-from tasks.files import atomic_dir, digest_of, file_md5, read_json, write_json
+from tasks.files import atomic_dir, digest_of, file_md5, held, read_json, write_json
 from tasks.params import Params
 from tasks.prepare import ARRAYS, PREPARED, load_prepared
 from tasks.presets import passes_of
@@ -42,21 +40,9 @@ def training_digest(params: Params, family: str, root: Path) -> str:
     return digest_of([family, config, train, passes_of(params, family), [file_md5(root / PREPARED / name) for name in files]])
 
 
-@contextmanager
-def sole_run(path: Path) -> Iterator[None]:
+def sole_run(path: Path) -> AbstractContextManager[None]:
     """Hold an OS lock; a second run waits for the first and says so."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            print(f"waiting for process {handle.read().strip()}, which is training the same family", file=sys.stderr)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        yield
+    return held(path, lambda pid: print(f"waiting for process {pid}, which is training the same family", file=sys.stderr))
 
 
 def train_family(params: Params, root: Path, family: str) -> Path:

@@ -234,9 +234,7 @@ def _grow(
         n_iter_no_change=PATIENCE,
         random_state=seed,
     )
-    with threadpool_limits(
-        torch.get_num_threads(), user_api="openmp"
-    ):  # members that grow at once would get in each other's way
+    with threadpool_limits(torch.get_num_threads(), user_api="openmp"):  # members that grow at once would hinder one another
         grown.fit(x, y, X_val=x_check, y_val=y_check)
     return TreeEnsemble.from_sklearn(grown)
 
