@@ -104,7 +104,9 @@ def opened_study(search: Search) -> Iterator[Study]:
     Raises UserError where Optuna is missing or another process tunes the family.
     """
     if find_spec("optuna") is None:
-        raise UserError("weatherglass tune needs Optuna, which the extra 'tune' brings: pip install 'weatherglass[tune]'.")
+        raise UserError(
+            "weatherglass tune needs Optuna, which the extra 'tune' brings; run `.venv/bin/pip install -e '.[tune]'`."
+        )
     import optuna
 
     def refuse(pid: str) -> None:
