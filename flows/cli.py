@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 
@@ -122,6 +122,21 @@ def serve_schedule(
     from flows.schedule import serve_schedule as serve
 
     raise typer.Exit(serve(root, cron, timezone))
+
+
+@app.command()
+def tune(
+    family: Annotated[str, typer.Argument(help="The family, such as tcn.")],
+    trials: Annotated[int, typer.Option(help="Trials in all, those of an earlier call included.")] = 20,
+    metric: Annotated[Literal["wql", "loss"], typer.Option(help="What is made small on the early-stopping fold.")] = "wql",
+    timeout: Annotated[Optional[float], typer.Option(help="Seconds after which to stop; the same command goes on.")] = None,  # noqa: UP045
+    write: Annotated[bool, typer.Option("--write", help="Write the best values to params.yaml.")] = False,
+    root: Root = Path("."),
+) -> None:
+    """Search a family's hyperparameters with Optuna (the extra 'tune') and print the best as lines of params.yaml."""
+    from flows.tune import run_tune
+
+    raise typer.Exit(run_tune(root, family, trials, metric, timeout, write))
 
 
 @app.command()

@@ -15,6 +15,7 @@ from tasks.params_file import set_key
 from tasks.presets import combination
 
 INGESTED = Path("data/ingested")
+RECEIPT = Path("artifacts/receipt.json")
 USER_ERROR = Path(".weatherglass/user_error.txt")
 
 
@@ -35,6 +36,8 @@ def run_pipeline(root: Path, targets: Sequence[str] = (), force: bool = False) -
         if source_changed(root, params):
             code = reproduce(root, ["--single-item", "ingest"], force=True)
         code = code or reproduce(root, targets, force)
+        if code == 0 and (not targets or "register" in targets) and from_experiment(root):
+            code = reproduce(root, ["--single-item", "register"], force=True)
     if code == 0 and not targets:
         print(where_to_look(root, api_url))
     return code
@@ -70,6 +73,12 @@ def source_changed(root: Path, params: Params) -> bool:
     if params.data.path is None or not meta.exists() or not (root / params.data.path).is_file():
         return False
     return bool(read_json(meta).get("source_md5") != file_md5(root / params.data.path))
+
+
+def from_experiment(root: Path) -> bool:
+    """Whether the results in ``root`` are those of a DVC experiment, which registers nothing."""
+    receipt = root / RECEIPT
+    return receipt.exists() and read_json(receipt)["version"] is None
 
 
 def reproduce(root: Path, targets: Sequence[str], force: bool) -> int:

@@ -1,4 +1,8 @@
-"""register: one bundle as one MLflow model; champion the first time, challenger with a comparison afterwards."""
+"""register: one bundle as one MLflow model; champion the first time, challenger with a comparison afterwards.
+
+In a DVC experiment the bundle is written and nothing is registered, so that a sweep moves no alias; `weatherglass run`
+registers what `dvc exp apply` brings.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,20 @@ from flows.stage import Stage, run_stage
 
 def register_flow(stage: Stage) -> None:
     from tasks.evaluate import load_metrics
+    from tasks.experiment import experiment_name
     from tasks.files import read_json
-    from tasks.registry import register
+    from tasks.registry import register, set_aside
     from tasks.summary import receipt_text
     from tasks.tracking import finish_parent
 
-    path = stage.do(register, stage.params, stage.root, stage.run.run_id)
+    experiment = experiment_name()
+    if experiment is None:
+        path = stage.do(register, stage.params, stage.root, stage.run.run_id)
+    else:
+        path = stage.do(set_aside, stage.params, stage.root, experiment)
     receipt = read_json(path)
-    stage.run.log(artifacts=[path], tags={"weatherglass.version": receipt["version"], "weatherglass.alias": receipt["alias"]})
+    told = {f"weatherglass.{key}": receipt[key] for key in ("version", "alias") if receipt[key] is not None}
+    stage.run.log(artifacts=[path], tags=told)
     finish_parent(stage.root, load_metrics(stage.root))
     print(receipt_text(receipt))
 

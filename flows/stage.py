@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import re
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,8 +18,10 @@ import psutil
 
 from flows.pipeline import USER_ERROR
 from tasks.errors import UserError
+from tasks.experiment import changed_params, commit, described, experiment_name, home, revision
 from tasks.files import digest_of, file_md5, write_text
 from tasks.params import Params
+from tasks.params_file import dotted
 from tasks.tracking import StageRun
 
 Result = TypeVar("Result")
@@ -58,10 +59,10 @@ def run_stage(name: str, body: Callable[[Stage], None], root: Path | None = None
         params = Params.load(root=root)
         from flows.environment import configure
 
-        configure(root, params.services.mlflow_uri, params.services.prefect_api_url)
+        configure(home(root), params.services.mlflow_uri, params.services.prefect_api_url)
         from flows.server import prefect_server
 
-        with prefect_server(root):
+        with prefect_server(home(root)):
             _run_flow(name, body, root, params)
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -83,11 +84,30 @@ def _run_flow(name: str, body: Callable[[Stage], None], root: Path, params: Para
     def stage_flow() -> None:
         initialise()
         known = identity(root) | {"prefect_flow_run_id": str(flow_run.id)}
-        parent = parent_run(root, params.registry.experiment, known)
-        with stage_run(parent, name, {"weatherglass.prefect_flow_run_id": str(flow_run.id)}) as run:
+        parent = parent_run(root, params.registry.experiment, known, run_params(root, params))
+        with ending_experiment(root), stage_run(parent, name, {"weatherglass.prefect_flow_run_id": str(flow_run.id)}) as run:
             body(Stage(name, root, params, run, parent, known))
 
     stage_flow()
+
+
+@contextmanager
+def ending_experiment(root: Path) -> Iterator[None]:
+    """In a DVC experiment end its parent run with the block, FAILED when the block raises; its next stage opens it again.
+
+    No stage can tell whether it is the experiment's last, and nobody comes back for one that was left open.
+    """
+    if experiment_name() is None:
+        yield
+        return
+    from tasks.tracking import finish_parent
+
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    finally:
+        finish_parent(root, status=status)
 
 
 def _not_a_users_mistake(record: logging.LogRecord) -> bool:
@@ -98,15 +118,25 @@ def _not_a_users_mistake(record: logging.LogRecord) -> bool:
 
 
 def identity(root: Path) -> dict[str, str]:
-    """What a run is a run of: digests of params.yaml, of the data and of dvc.lock, and the git commit."""
+    """What a run is a run of: digests of params.yaml, of the data and of dvc.lock, the git commit, the DVC experiment."""
     found = {"params": digest_of((root / "params.yaml").read_text(encoding="utf-8"))}
     for key, path in (("data_md5", root / "data/ingested/panel.parquet"), ("dvc_lock", root / "dvc.lock")):
         if path.exists():
             found[key] = file_md5(path)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-    if commit.returncode == 0:
-        found["git_commit"] = commit.stdout.strip()
-    return found
+    told = {
+        "git_commit": commit(root),
+        "git_revision": revision(root),
+        "dvc_exp": experiment_name(),
+        "changed": described(changed_params(root)),
+    }
+    return found | {key: value for key, value in told.items() if value}
+
+
+def run_params(root: Path, params: Params) -> dict[str, Any]:
+    """Params by which runs are compared: all that are in use, and any other that differs from what is committed."""
+    tree = params.model_dump(mode="json")
+    tree["forecasters"] = {family: tree["forecasters"][family] for family in params.families}
+    return dict(dotted(tree)) | changed_params(root)
 
 
 def end_with_dvc() -> None:

@@ -14,7 +14,7 @@ from tasks.settings import FOLDS, Settings
 #: What each fold may be used for, and nothing else.
 PURPOSES = {
     "train": {"fit networks", "fit feature statistics"},
-    "early_stopping": {"choose epoch", "weight members"},
+    "early_stopping": {"choose epoch", "weight members", "tune"},
     "temperature": {"fit temperature", "fit step scale"},
     "ood": {"fit gate"},
     "conformal": {"fit conformal", "fit abstention"},

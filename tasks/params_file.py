@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -50,6 +50,11 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
+def yaml_tree(text: str) -> Any:
+    """What a YAML text holds, read as :func:`read_yaml` does; raises yaml.YAMLError where it is none."""
+    return yaml.load(text, Loader=_Loader)
+
+
 def read_yaml(path: Path, name: str) -> dict[Any, Any]:
     """Read a YAML file that holds a block of keys; ``name`` is how messages call it.
 
@@ -59,7 +64,7 @@ def read_yaml(path: Path, name: str) -> dict[Any, Any]:
         When it is missing, empty, not UTF-8, not YAML, or holds something else than keys.
     """
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        tree = yaml_tree(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{name} was not found; run from the project's folder or name the file.") from None
     except UnicodeDecodeError as error:
@@ -76,21 +81,45 @@ def read_yaml(path: Path, name: str) -> dict[Any, Any]:
     return tree
 
 
+def dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested blocks by their names, such as ``train.seed``; an empty block is a value."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def set_key(path: Path, block: str, key: str, value: str) -> None:
     """Give a key of a block another value, atomically; comments and everything else stay as they are.
 
     Raises UserError where the file has no line for the key in that block.
     """
+    set_keys(path, block, {key: value})
+
+
+def set_keys(path: Path, block: str, values: Mapping[str, str]) -> None:
+    """Give keys of a block, such as ``data`` or ``forecasters.tcn``, other values: all of them, or none and UserError."""
     from tasks.files import write_text
 
     text = path.read_text(encoding="utf-8")
-    line = re.compile(rf"(^{block}:[^\n]*\n(?:[ #][^\n]*\n|\n)*?  {key}:[ ]*)([^\s#]+)([ ]*)", re.MULTILINE)
-    found = line.search(text)
-    if found is None:
-        raise UserError(f"{path.name} has no line for {block}.{key}; add `{key}: {value}` to its block {block}.")
-    room = len(found[2]) + len(found[3])  # keeps the comment behind it in its column where that is possible
-    rest = " " * max(room - len(value), 1) if found[3] else ""
-    write_text(path, text[: found.start()] + found[1] + value + rest + text[found.end() :])
+    for key, value in values.items():
+        found = _key_line(block, key).search(text)
+        if found is None:
+            raise UserError(f"{path.name} has no line for {block}.{key}; add `{key}: {value}` to its block {block}.")
+        room = len(found[2]) + len(found[3])  # keeps the comment behind it in its column where that is possible
+        rest = " " * max(room - len(value), 1) if found[3] else ""
+        text = text[: found.start()] + found[1] + value + rest + text[found.end() :]
+    write_text(path, text)
+
+
+def _key_line(block: str, key: str) -> re.Pattern[str]:
+    """From a block's first line to a key's value: all before it, the value, and the blanks behind it."""
+    before, indent = "^", ""
+    for name in block.split("."):
+        before += rf"{indent}{name}:[^\n]*\n(?:(?:{indent}  |[ ]*#)[^\n]*\n|\n)*?"
+        indent += "  "
+    return re.compile(rf"({before}{indent}{key}:[ ]*)([^\s#]+)([ ]*)", re.MULTILINE)
 
 
 def told(error: ValidationError, model: type[BaseModel]) -> str:

@@ -52,6 +52,21 @@ def register(params: Params, root: Path, run_id: str) -> Path:
     return root / RECEIPT
 
 
+def set_aside(params: Params, root: Path, experiment: str) -> Path:
+    """Write the bundle of a DVC experiment and a receipt that says so; the registry is left alone. Returns the receipt."""
+    folder = write_bundle(params, root)
+    receipt = {
+        "model": params.registry.name,
+        "version": None,
+        "alias": None,
+        "experiment": experiment,
+        "bundle": bundle_digest(folder),
+        "metrics": _compared(read_json(folder / "bundle.json")["metrics"]),
+    }
+    write_json(root / RECEIPT, receipt)
+    return root / RECEIPT
+
+
 def _log_and_register(params: Params, root: Path, folder: Path, run_id: str, digest: str) -> str:
     from importlib.metadata import version as installed
 

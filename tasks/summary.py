@@ -27,6 +27,9 @@ def leaderboard_text(metrics: dict[str, float]) -> str:
 
 def receipt_text(receipt: dict[str, Any]) -> str:
     """What was registered, and how it compares with the champion where it is a challenger."""
+    if receipt["version"] is None:
+        name = receipt["experiment"]
+        return f"experiment {name} is not registered; `dvc exp apply {name}` and `weatherglass run` make it the challenger"
     head = f"registered {receipt['model']} version {receipt['version']} as @{receipt['alias']}"
     if "champion" not in receipt:
         return head

@@ -18,7 +18,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.experiment import experiment_name, home
 from tasks.files import digest_of, locked, read_json, write_json
+from tasks.params_file import dotted
 from tasks.tracking_store import TrackingError, current_client, first_line, initialise, retry
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ __all__ = [
     "log_dataset",
     "log_stage",
     "parent_run",
+    "resumed_run",
     "stage_run",
 ]
 
@@ -40,14 +43,17 @@ PARENT_VARIABLE = "WEATHERGLASS_PARENT_RUN"
 PARENT_TAG = "mlflow.parentRunId"
 STAGE_TAG = "weatherglass.stage"
 PARAM_LENGTH = 500
+NAME_LENGTH = 150
 
 
-def parent_run(root: Path | str, experiment: str, identity: Mapping[str, str]) -> str:
+def parent_run(root: Path | str, experiment: str, identity: Mapping[str, str], params: Mapping[str, Any] | None = None) -> str:
     """Return the run id of the pipeline's parent run, creating the run if this is the pipeline's first process.
 
     It is the run that ``WEATHERGLASS_PARENT_RUN`` names; else the one in ``parent_run.json``, if it was made for the
-    same ``identity["params"]`` and is still running; else a new one. A running parent that was made for other
-    parameters was abandoned, and is marked KILLED.
+    same ``identity["params"]`` in the same DVC experiment and is still running (in an experiment, also if it has ended); else
+    a new one. A running parent that was made for another was abandoned, and is marked KILLED.
+
+    A new run is named after the DVC experiment, or ``pipeline`` and the time, and after what it changes.
 
     Parameters
     ----------
@@ -57,8 +63,11 @@ def parent_run(root: Path | str, experiment: str, identity: Mapping[str, str]) -
         MLflow experiment name, created where it is new.
     identity
         ``params`` (any text that identifies the parameters) and whatever else says what ran, such as ``git_commit``,
-        ``data_md5``, ``dvc_lock`` and ``prefect_flow_run_id``. Each becomes the tag ``weatherglass.<key>``; the first
-        process to give a tag decides it.
+        ``data_md5``, ``dvc_lock``, ``prefect_flow_run_id``, ``dvc_exp`` (the experiment's name) and ``changed`` (what differs
+        from the committed params.yaml, in words). Each becomes the tag ``weatherglass.<key>``; the first process to give a
+        tag decides it.
+    params
+        Logged on a new run, so that runs can be compared by them.
 
     Raises
     ------
@@ -77,21 +86,26 @@ def parent_run(root: Path | str, experiment: str, identity: Mapping[str, str]) -
         _add_tags(client, run, tags)
         return given
     record_path = _record_path(root)
-    params = digest_of(identity.get("params", ""))
+    key = digest_of([identity.get("params", ""), identity.get("dvc_exp", "")])
     with locked(record_path.with_suffix(".lock")):
         record = _read_record(record_path)
         run = _find_run(client, record["run_id"]) if record else None
+        if run is not None and record.get("params") == key and (run.info.status == "RUNNING" or experiment_name()):
+            if run.info.status != "RUNNING":
+                retry(client.update_run, record["run_id"], status="RUNNING")
+            _add_tags(client, run, tags)
+            return str(run.info.run_id)
         if run is not None and run.info.status == "RUNNING":
-            if record.get("params") == params:
-                _add_tags(client, run, tags)
-                return str(run.info.run_id)
             retry(client.set_terminated, record["run_id"], "KILLED")
+        name = identity.get("dvc_exp") or f"pipeline {datetime.now():%Y-%m-%d %H:%M}"
+        tags["weatherglass.kind"] = "experiment" if identity.get("dvc_exp") else "pipeline"
+        if identity.get("changed"):
+            name = _cut(f"{name}: {identity['changed']}", NAME_LENGTH)
         experiment_id = _experiment(client, root, experiment)
-        name = f"pipeline {datetime.now():%Y-%m-%d %H:%M}"
-        tags["weatherglass.kind"] = "pipeline"
-        created = retry(client.create_run, experiment_id, run_name=name, tags=tags)
-        write_json(record_path, {"run_id": created.info.run_id, "params": params})
-        return str(created.info.run_id)
+        run_id = str(retry(client.create_run, experiment_id, run_name=name, tags=tags).info.run_id)
+        write_json(record_path, {"run_id": run_id, "params": key})
+        _log(client, run_id, params)
+        return run_id
 
 
 def finish_parent(
@@ -114,7 +128,7 @@ def finish_parent(
             return None
         _log(client, run_id, metrics=metrics, tags={f"weatherglass.{k}": str(v) for k, v in (tags or {}).items()})
         retry(client.set_terminated, run_id, status)
-        if record.get("run_id") == run_id:
+        if record.get("run_id") == run_id and experiment_name() is None:
             record_path.unlink(missing_ok=True)
         return str(run_id)
 
@@ -174,15 +188,40 @@ def stage_run(parent_run_id: str, name: str, tags: Mapping[str, str] | None = No
             retry(client.set_terminated, left.info.run_id, "KILLED")
     all_tags = {**(tags or {}), PARENT_TAG: parent_run_id, STAGE_TAG: name}
     run_id = str(retry(client.create_run, experiment_id, run_name=name, tags=all_tags).info.run_id)
+    with _ended_as_the_block_ends(run_id):
+        yield StageRun(run_id)
+
+
+@contextmanager
+def resumed_run(
+    root: Path | str, experiment: str, name: str, tags: Mapping[str, str], run_id: str | None
+) -> Iterator[StageRun]:
+    """Go on with the run ``run_id``, or open one with no parent where it is None or gone, for the length of the block.
+
+    It ends as :func:`stage_run`'s does.
+    """
+    client = current_client()
+    if run_id is not None and _find_run(client, run_id) is not None:
+        retry(client.update_run, run_id, status="RUNNING")
+    else:
+        experiment_id = _experiment(client, root, experiment)
+        run_id = str(retry(client.create_run, experiment_id, run_name=name, tags=dict(tags)).info.run_id)
+    with _ended_as_the_block_ends(run_id):
+        yield StageRun(run_id)
+
+
+@contextmanager
+def _ended_as_the_block_ends(run_id: str) -> Iterator[None]:
+    """End a run FINISHED, FAILED when the block raises, KILLED when it is interrupted."""
     status = "KILLED"
     try:
-        yield StageRun(run_id)
+        yield
         status = "FINISHED"
     except Exception:
         status = "FAILED"
         raise
     finally:
-        retry(client.set_terminated, run_id, status)
+        retry(current_client().set_terminated, run_id, status)
 
 
 def log_stage(
@@ -249,7 +288,7 @@ def _experiment(client: MlflowClient, root: Path | str, name: str) -> str:
     if found is not None:
         return str(found.experiment_id)
     remote = client.tracking_uri.startswith("http")
-    location = None if remote else (Path(root).resolve() / "mlartifacts" / _legal(name)).as_uri()
+    location = None if remote else (home(root) / "mlartifacts" / _legal(name)).as_uri()
     try:
         return str(retry(client.create_experiment, name, artifact_location=location))
     except MlflowException as error:
@@ -279,7 +318,7 @@ def _log(
     points = [Metric(_legal(k), float(v), now, 0) for k, v in (metrics or {}).items() if v is not None]
     for key, values in (histories or {}).items():
         points += [Metric(_legal(key), float(value), now, step) for step, value in enumerate(values)]
-    pairs = [Param(_legal(key), _cut(value)) for key, value in _flat(params or {})]
+    pairs = [Param(_legal(key), _cut(value)) for key, value in dotted(params or {})]
     labels = [RunTag(key, str(value)) for key, value in (tags or {}).items()]
     for first in range(0, len(points), 1000):
         retry(client.log_batch, run_id, metrics=points[first : first + 1000])
@@ -287,17 +326,9 @@ def _log(
         retry(client.log_batch, run_id, params=pairs[first : first + 100], tags=labels[first : first + 100])
 
 
-def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in params.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _cut(value: Any) -> str:
+def _cut(value: Any, length: int = PARAM_LENGTH) -> str:
     text = str(value)
-    return text if len(text) <= PARAM_LENGTH else f"{text[: PARAM_LENGTH - 1]}…"
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _legal(key: str) -> str:

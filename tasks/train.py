@@ -36,8 +36,13 @@ def training_digest(params: Params, family: str, root: Path) -> str:
     """Identity of a training run: what it depends on and nothing else."""
     config = getattr(params.forecasters, family).model_dump()
     train = params.train.model_dump(exclude={"workers"})
+    return digest_of([family, config, train, passes_of(params, family), prepared_md5s(root)])
+
+
+def prepared_md5s(root: Path) -> list[str]:
+    """MD5s of the prepared files that training reads."""
     files = [*(f"{name}.npy" for name in ARRAYS), "encoding.json", "windows_train.npy", "windows_early_stopping.npy"]
-    return digest_of([family, config, train, passes_of(params, family), [file_md5(root / PREPARED / name) for name in files]])
+    return [file_md5(root / PREPARED / name) for name in files]
 
 
 def sole_run(path: Path) -> AbstractContextManager[None]:

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
+TESTED = ("tune",)  # extras that the tests use
 
 
 def closure(requirements: list[str]) -> dict[str, str]:
@@ -40,7 +41,8 @@ def closure(requirements: list[str]) -> dict[str, str]:
 def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     runtime = closure(project["project"]["dependencies"])
-    development = closure(project["dependency-groups"]["dev"])
+    tested = [requirement for extra in TESTED for requirement in project["project"]["optional-dependencies"][extra]]
+    development = closure(project["dependency-groups"]["dev"] + tested)
     head = "# Exact pins, written by tools/lock.py; the ranges are in pyproject.toml.\n"
     lines = [f"{name}=={version}" for name, version in sorted(runtime.items())]
     (ROOT / "requirements.lock").write_text(head + "\n".join(lines) + "\n", encoding="utf-8")

@@ -30,38 +30,6 @@ RESULTS = ("metrics/test.json", "reports/report.html", "artifacts/receipt.json",
 Call = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def command(pipeline_root: Path, environment: dict[str, str]) -> Call:
-    """Run ``python -m <arguments>`` in the project as a process of its own."""
-
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", *arguments],
-            cwd=pipeline_root,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=400,
-            check=False,
-        )
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def finished(command: Call, prefect_api: str) -> subprocess.CompletedProcess[str]:
-    """The one run of the whole pipeline."""
-    done: subprocess.CompletedProcess[str] = command("flows", "run")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done
-
-
-@pytest.fixture(scope="module")
-def project(finished: object, pipeline_root: Path) -> Path:
-    """The project after its run."""
-    return pipeline_root
-
-
 @pytest.fixture
 def client(project: Path) -> Iterator[MlflowClient]:
     before = mlflow.get_tracking_uri()

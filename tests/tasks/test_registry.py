@@ -16,7 +16,8 @@ from tasks.errors import UserError
 from tasks.files import read_json, write_json
 from tasks.forecast import check_output, forecast_table, write_forecast
 from tasks.params import Params
-from tasks.registry import RECEIPT, load_champion, register
+from tasks.registry import RECEIPT, load_champion, register, set_aside
+from tasks.summary import receipt_text
 from tasks.tracking import initialise, parent_run
 
 NAME = "weatherglass"
@@ -66,6 +67,18 @@ def test_another_bundle_is_challenger_and_is_compared(receipts: list[dict[str, A
     assert aliases == {"champion": "1", "challenger": "2"}
     assert len(client.search_model_versions(f"name = '{NAME}'")) == 2, "four registrations of two bundles"
     assert receipts[3] == first == read_json(project / RECEIPT)
+
+
+def test_an_experiment_leaves_the_registry_alone(receipts: list[dict[str, Any]], project: Path) -> None:
+    client = MlflowClient()
+    before = dict(client.get_registered_model(NAME).aliases)
+    kept = (project / RECEIPT).read_bytes()
+    receipt = read_json(set_aside(Params.load(root=project), project, "wide"))
+    assert (receipt["version"], receipt["alias"], receipt["bundle"]) == (None, None, receipts[0]["bundle"])
+    assert "dvc exp apply wide" in receipt_text(receipt)
+    assert dict(client.get_registered_model(NAME).aliases) == before
+    assert len(client.search_model_versions(f"name = '{NAME}'")) == 2
+    (project / RECEIPT).write_bytes(kept)
 
 
 def test_the_champion_forecasts_and_no_pickle_is_needed(

@@ -8,7 +8,7 @@ import pytest
 
 from tasks.errors import UserError
 from tasks.params import Params
-from tasks.params_file import set_key
+from tasks.params_file import set_key, set_keys
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -42,3 +42,16 @@ def test_a_key_of_another_block_is_left_alone_and_a_missing_one_is_told(tmp_path
         set_key(path, "data", "until", "5")
     with pytest.raises(UserError, match=r"no line for train\.points"):
         set_key(path, "train", "points", "5")
+
+
+def test_keys_of_a_block_within_a_block_change_together_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    text = (PROJECT / "params.yaml").read_text(encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
+    set_keys(path, "forecasters.tcn", {"width": "96", "dropout": "0.25"})
+    params, before = Params.load(root=tmp_path), Params.load(root=PROJECT)
+    assert (params.forecasters.tcn.width, params.forecasters.tcn.dropout) == (96, 0.25)
+    assert params.forecasters.model_copy(update={"tcn": before.forecasters.tcn}) == before.forecasters
+    with pytest.raises(UserError, match=r"no line for forecasters\.tcn\.hidden_size; add `hidden_size: 8`"):
+        set_keys(path, "forecasters.tcn", {"width": "48", "hidden_size": "8"})
+    assert Params.load(root=tmp_path) == params

@@ -80,6 +80,25 @@ def test_changed_parameters_open_a_new_parent_and_mark_the_abandoned_one(tmp_pat
     assert MlflowClient().get_run(first).info.status == "KILLED"
 
 
+def test_an_experiment_is_named_after_what_it_changes_and_is_one_run_however_often_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = MlflowClient()
+    monkeypatch.setenv("DVC_EXP_NAME", "wide")
+    identity = {"params": "a", "dvc_exp": "wide", "changed": "tcn.width=96"}
+    parent = parent_run(tmp_path / "copy", "experiments", identity, {"train.seed": 1})
+    assert finish_parent(tmp_path / "copy", {"ensemble/wql": 0.04}) == parent
+    assert parent_run(tmp_path / "copy", "experiments", identity, {"train.seed": 1}) == parent, "its next stage"
+    run = client.get_run(parent)
+    assert (run.info.run_name, run.info.status) == ("wide: tcn.width=96", "RUNNING")
+    assert run.data.params == {"train.seed": "1"}
+    tags = {key: run.data.tags[f"weatherglass.{key}"] for key in ("kind", "dvc_exp", "changed")}
+    assert tags == {"kind": "experiment", "dvc_exp": "wide", "changed": "tcn.width=96"}
+    finish_parent(tmp_path / "copy")
+    monkeypatch.setenv("DVC_EXP_NAME", "again")
+    assert parent_run(tmp_path / "copy", "experiments", identity | {"dvc_exp": "again"}) != parent
+
+
 def test_the_environment_names_the_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parent = parent_run(tmp_path, "pipelines", {"params": "a"})
     monkeypatch.setenv("WEATHERGLASS_PARENT_RUN", parent)
