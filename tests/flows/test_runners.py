@@ -52,8 +52,8 @@ def test_a_missing_package_is_told_with_its_extra_before_the_first_stage(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     root = new_project(tmp_path / "project")
     edit_params(root, {"runner": runner})
-    told = f"weatherglass: runner is {runner}, whose packages are not installed: pip install -e '.[{runner}]', or set runner: local.\n"
-    assert weatherglass(root, "run") == (2, "", told)
+    told = f"runner is {runner}, whose packages are not installed: pip install -e '.[{runner}]', or set runner: local."
+    assert weatherglass(root, "run") == (2, "", f"weatherglass: {told}\n")
     assert not (root / ".weatherglass").exists()
 
 
