@@ -8,11 +8,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 import pgserver
-import psycopg
+import psycopg2
 import pytest
 from pgserver.postgres_server import POSTGRES_BIN_PATH
 from pgserver.utils import ensure_prefix_permissions
@@ -42,8 +43,10 @@ class Postgres(NamedTuple):
         pgserver.pg_ctl(["-w", "-m", "fast", "stop"], pgdata=self.folder / "data", user=self.user)
 
     def answers(self, database: str, query: str) -> list[tuple[object, ...]]:
-        with psycopg.connect(self.url("postgresql", database), autocommit=True) as connection:
-            cursor = connection.execute(query)
+        connection = psycopg2.connect(self.url("postgresql", database))
+        connection.autocommit = True
+        with closing(connection), connection.cursor() as cursor:
+            cursor.execute(query)
             return cursor.fetchall() if cursor.description else []
 
 
