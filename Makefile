@@ -1,12 +1,13 @@
 # make run   set up and run the whole pipeline on the data of params.yaml
 # make test  set up and run lint, types, the imports contract and the tests
+# make test-services  set up and run the tests that need a Dask and a Ray cluster and a PostgreSQL server, all on this machine
 # make ui    MLflow and Prefect UIs on the embedded stores
 # make clean remove what runs have made (not the environment)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test ui clean lint peers
+.PHONY: run test test-services ui clean lint peers
 
 $(VENV)/.run: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -16,6 +17,10 @@ $(VENV)/.run: requirements.lock pyproject.toml
 
 $(VENV)/.test: $(VENV)/.run requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	touch $@
+
+$(VENV)/.services: $(VENV)/.test requirements-services.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-services.lock
 	touch $@
 
 run: $(VENV)/.run
@@ -29,6 +34,9 @@ lint: $(VENV)/.test
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-services: $(VENV)/.services
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/services
 
 # the peers of benchmarks.accuracy need other versions than we do, so they live in an environment of their own
 peers:

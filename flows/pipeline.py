@@ -22,10 +22,12 @@ USER_ERROR = Path(".weatherglass/user_error.txt")
 def run_pipeline(root: Path, targets: Sequence[str] = (), force: bool = False) -> int:
     """Run what is stale of ``targets`` (all stages by default); returns the exit code: 0, 2 user's mistake, 1 failure."""
     from flows.environment import configure
+    from flows.runners import check_runner
     from flows.server import prefect_server
 
     root = root.resolve()
     params = Params.load(root=root)
+    check_runner(params)
     if not (root / "dvc.yaml").exists() or not (root / ".dvc").is_dir():
         raise UserError(f"{root} holds no dvc.yaml and .dvc folder; run weatherglass in the project's folder.")
     configure(root, params.services.mlflow_uri, params.services.prefect_api_url)
@@ -35,6 +37,10 @@ def run_pipeline(root: Path, targets: Sequence[str] = (), force: bool = False) -
         code = 0
         if source_changed(root, params):
             code = reproduce(root, ["--single-item", "ingest"], force=True)
+        if params.runner != "local" and not targets and not code:
+            from flows.ahead import train_ahead
+
+            code = reproduce(root, ["prepare"]) or train_ahead(root, params)
         code = code or reproduce(root, targets, force)
         if code == 0 and (not targets or "register" in targets) and from_experiment(root):
             code = reproduce(root, ["--single-item", "register"], force=True)

@@ -1,4 +1,4 @@
-"""train: all members of one family, in parallel processes, resumed where a killed run left them."""
+"""train: all members of one family, in parallel, resumed where a killed run left them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from flows.stage import Stage, run_stage
 
 
 def train_flow(stage: Stage, family: str) -> None:
+    from flows.runners import members_runner
     from tasks.files import read_json
     from tasks.tracking import log_stage
     from tasks.train import LEFT_OUT, train_family
 
-    folder = stage.do(train_family, stage.params, stage.root, family)
+    folder = stage.do(train_family, stage.params, stage.root, family, members_runner(stage.params))
     if (folder / LEFT_OUT).exists():
         reason = read_json(folder / LEFT_OUT)["reason"]
         stage.run.log(params={"family": family, "left_out": reason})

@@ -24,6 +24,7 @@ from tasks.params import Params
 from tasks.prepare import Prepared, load_prepared
 
 PREDICT_BATCH = 256
+PREDICTED = "predicted.json"
 
 Report = Callable[[int, float], None]
 """Is told the epochs done and the last early-stopping loss."""
@@ -44,8 +45,16 @@ class MemberSpec:
     folder: Path
 
     @property
+    def name(self) -> str:
+        return f"{self.family} member {self.index}"
+
+    @property
     def seed(self) -> int:
         return self.params.train.seed + self.index
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / PREDICTED).exists()
 
     @property
     def config(self):  # type: ignore[no-untyped-def]

@@ -270,7 +270,8 @@ class Params(_Block):
     registry: Registry = Registry()
     promotion: Promotion = Promotion()
     services: Services = Services()
-    runner: Literal["local"] = "local"
+    runner: Literal["local", "dask", "ray"] = "local"
+    runner_address: Text | None = None
 
     @model_validator(mode="before")
     @classmethod

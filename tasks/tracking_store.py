@@ -64,8 +64,30 @@ def initialise(uri: str | None = None) -> str:
         except (OSError, sqlite3.Error) as error:
             raise TrackingError(f"The MLflow store {database} is not a usable SQLite database: {error}.") from error
     else:
+        if uri.startswith("postgresql"):
+            _reach_database(uri)
         _open()
     return uri
+
+
+def _reach_database(uri: str) -> None:
+    """Connect once to a database server, and again while it starts; MLflow by itself would go on for two minutes.
+
+    Raises TrackingError where it stays away, or where the package that talks to it is not installed.
+    """
+    import sqlalchemy
+
+    try:
+        engine = sqlalchemy.create_engine(uri)
+    except ModuleNotFoundError as error:
+        raise TrackingError(
+            f"services.mlflow_uri (or MLFLOW_TRACKING_URI) is {_without_password(uri)}, whose driver {error.name} is not "
+            "installed: pip install -e '.[postgres]'."
+        ) from None
+    try:
+        retry(lambda: engine.connect().close())
+    finally:
+        engine.dispose()
 
 
 def current_client() -> MlflowClient:

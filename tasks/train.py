@@ -7,10 +7,11 @@ import os
 import queue
 import shutil
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +21,11 @@ from tasks.files import atomic_dir, digest_of, file_md5, held, read_json, write_
 from tasks.params import Params
 from tasks.prepare import ARRAYS, PREPARED, load_prepared
 from tasks.presets import passes_of
+from tasks.progress import EpochBar
 from tasks.settings import FOLDS
+
+if TYPE_CHECKING:
+    from tasks.member import MemberSpec
 
 TRAINED = Path("artifacts/train")
 LEFT_OUT = "left_out.json"
@@ -30,6 +35,9 @@ KEEP_MEMORY = {  # glibc hands freed memory back after every step, and the page 
     "MALLOC_MMAP_THRESHOLD_": str(512 * 2**20),
 }
 FEATURE_SAMPLE = 2000  # training windows whose features describe what is ordinary
+
+RunMembers = Callable[[Sequence["MemberSpec"]], None]
+"""Trains and predicts members wherever it likes; returns when the last one is done, or raises."""
 
 
 def training_digest(params: Params, family: str, root: Path) -> str:
@@ -50,13 +58,26 @@ def sole_run(path: Path) -> AbstractContextManager[None]:
     return held(path, lambda pid: print(f"waiting for process {pid}, which is training the same family", file=sys.stderr))
 
 
-def train_family(params: Params, root: Path, family: str) -> Path:
+@contextmanager
+def checkpoints_of(params: Params, root: Path, family: str) -> Iterator[Path]:
+    """Hold the family alone and yield the folder of its checkpoints, with those of other params or data removed."""
+    base = root / CHECKPOINTS / family
+    with sole_run(base / "lock"):
+        keep = base / training_digest(params, family, root)
+        for stale in base.iterdir():
+            if stale.is_dir() and stale != keep:
+                shutil.rmtree(stale)
+        yield keep
+
+
+def train_family(params: Params, root: Path, family: str, run: RunMembers | None = None) -> Path:
     """Train all members of ``family`` and predict the folds; writes and returns ``artifacts/train/<family>``.
 
     Holds ``member_<i>.safetensors``, ``history.json``, ``quantiles_<fold>.npy`` float32 ``(M, n, H, Q)`` and
     ``features_<fold>.npy`` float32 ``(n, D)`` of the first member; the training fold's features are a sample. With MC
     dropout a member's quantiles are those of the mixture over its passes, and ``split_<fold>.npy`` ``(M, 2, n, H)`` is
-    their aleatoric and epistemic variance. A family that the preset leaves out gets a note instead.
+    their aleatoric and epistemic variance. A family that the preset leaves out gets a note instead. Members that are not
+    done yet are trained by ``run``: :func:`run_members` by default.
     """
     if params.ensemble.families == "smallest" and family in FAMILIES and family not in params.families:
         with atomic_dir(root / TRAINED / family) as folder:
@@ -64,67 +85,63 @@ def train_family(params: Params, root: Path, family: str) -> Path:
         return root / TRAINED / family
     if family not in params.families:
         raise UserError(f"family '{family}' is not in params.yaml: families, which holds {', '.join(params.families)}.")
-    base = root / CHECKPOINTS / family
-    with sole_run(base / "lock"):
-        keep = base / training_digest(params, family, root)
-        for stale in base.iterdir():
-            if stale.is_dir() and stale != keep:
-                shutil.rmtree(stale)
-        run_members(params, root, family, keep)
+    with checkpoints_of(params, root, family) as keep:
+        left = members_left(params, root, family, keep)
+        if left:
+            (run or run_members)(left)
         with atomic_dir(root / TRAINED / family) as folder:
             gather_members(params, keep, folder)
         shutil.rmtree(keep)
     return root / TRAINED / family
 
 
-def run_members(params: Params, root: Path, family: str, keep: Path) -> None:
-    """Train and predict every member, at most ``train.workers`` at a time, with a progress bar on stderr."""
-    from tqdm import tqdm
-
+def members_left(params: Params, root: Path, family: str, keep: Path) -> list[MemberSpec]:
+    """Those members of a family that are not trained or have not predicted yet, their folders made."""
     from tasks.member import MemberSpec
 
-    specs = []
-    for index in range(params.train.members):
-        folder = keep / f"member_{index}"
-        folder.mkdir(parents=True, exist_ok=True)
-        specs.append(MemberSpec(root, params, family, index, folder))
-    workers = min(params.train.workers or os.cpu_count() or 1, len(specs))
+    specs = [MemberSpec(root, params, family, index, keep / f"member_{index}") for index in range(params.train.members)]
+    for spec in specs:
+        spec.folder.mkdir(parents=True, exist_ok=True)
+    return [spec for spec in specs if not spec.done]
+
+
+def workers_for(params: Params, members: int) -> int:
+    """How many members to train at a time on this machine: ``train.workers`` or its cores, at most ``members``."""
+    return min(params.train.workers or os.cpu_count() or 1, members)
+
+
+def run_members(specs: Sequence[MemberSpec]) -> None:
+    """Train and predict members in processes of this machine, at most ``train.workers`` at a time, with a progress bar."""
+    params, family = specs[0].params, specs[0].family
+    workers = workers_for(params, len(specs))
     os.environ.update(KEEP_MEMORY)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tasks.member", "tasks.predict"])
     news = context.Queue()
-    waiting, running, failures = list(specs), dict[int, Any](), list[str]()
-    epochs = getattr(params.forecasters, family).max_epochs
-    done = [0] * len(specs)
-    with tqdm(total=epochs * len(specs), desc=f"train {family}", unit="epoch", disable=None, mininterval=1.0) as bar:
+    waiting, running, failures = list(specs), dict[str, Any](), list[str]()
+    with EpochBar(f"train {family}", {spec.name: spec.config.max_epochs for spec in specs}) as bar:
         while waiting or running:
             while waiting and len(running) < workers:
                 spec = waiting.pop(0)
                 process = context.Process(target=_member_process, args=(spec, news))
                 process.start()
-                running[spec.index] = process
+                running[spec.name] = process
             try:
-                kind, index, value = news.get(timeout=0.5)
+                kind, name, value = news.get(timeout=0.5)
                 if kind == "epoch":
-                    epoch, loss = value
-                    bar.update(epoch - done[index])
-                    done[index] = epoch
-                    bar.set_postfix_str(f"member {index} loss {loss:.4f}")
+                    bar.at(name, *value)
                 else:
                     failures.append(value)
             except queue.Empty:
                 pass
-            for index, process in list(running.items()):
+            for name, process in list(running.items()):
                 if not process.is_alive():
                     process.join()
-                    del running[index]
-                    bar.update(epochs - done[index])
-                    done[index] = epochs
-                    if bar.disable:  # a pipe gets plain lines
-                        print(f"train {family}: member {index} ended, {len(waiting) + len(running)} to go", flush=True)
+                    del running[name]
+                    bar.ended(name)
                     if process.exitcode != 0:
                         waiting.clear()
-                        failures.append(f"{family} member {index} ended with exit code {process.exitcode}")
+                        failures.append(f"{name} ended with exit code {process.exitcode}")
     while not news.empty():
         kind, _, value = news.get()
         if kind == "failure":
@@ -133,14 +150,30 @@ def run_members(params: Params, root: Path, family: str, keep: Path) -> None:
         raise RuntimeError(failures[0])
 
 
-def _member_process(spec: Any, news: Any) -> None:
-    from tasks.member import die_with_parent, load_member, train_member
-    from tasks.predict import predict_windows
+def _member_process(spec: MemberSpec, news: Any) -> None:
+    from tasks.member import die_with_parent
 
     die_with_parent()
     try:
-        weights = train_member(spec, lambda epoch, loss: news.put(("epoch", spec.index, (epoch, loss))))
-        if (spec.folder / "predicted.json").exists():
+        complete_member(spec, lambda epoch, loss: news.put(("epoch", spec.name, (epoch, loss))))
+    except Exception as error:
+        news.put(("failure", spec.name, f"{type(error).__name__}: {error}"))
+        news.close()
+        news.join_thread()
+        raise SystemExit(1) from error
+
+
+def complete_member(spec: MemberSpec, report: Callable[[int, float], None]) -> None:
+    """Train a member and let it predict every fold, or go on where a killed process left it.
+
+    The member's ``lock`` names the process at work; another one waits for it, so that two never write the same files.
+    """
+    from tasks.member import PREDICTED, load_member, train_member
+    from tasks.predict import predict_windows
+
+    with held(spec.folder / "lock", lambda pid: None):
+        weights = train_member(spec, report)
+        if spec.done:
             return
         prepared = load_prepared(spec.root)
         forecaster = load_member(spec.family, spec.config, prepared.panel.schema, weights)
@@ -156,12 +189,7 @@ def _member_process(spec: Any, news: Any) -> None:
             sample = replace(train, series=train.series[chosen], cutoff=train.cutoff[chosen])
             np.save(spec.folder / "windows_sample.npy", np.stack([sample.series.numpy(), sample.cutoff.numpy()]))
             np.save(spec.folder / "features_train.npy", predict_windows(forecaster, prepared.panel, sample, spec.seed).features)
-        write_json(spec.folder / "predicted.json", {"done": True})
-    except Exception as error:
-        news.put(("failure", spec.index, f"{type(error).__name__}: {error}"))
-        news.close()
-        news.join_thread()
-        raise SystemExit(1) from error
+        write_json(spec.folder / PREDICTED, {"done": True})
 
 
 def gather_members(params: Params, keep: Path, folder: Path) -> None:

@@ -1,8 +1,9 @@
-"""Write requirements.lock and requirements-dev.lock from what is installed: exact pins of the whole closure.
+"""Write requirements.lock, -dev.lock and -services.lock from what is installed: exact pins of the whole closure.
 
     python tools/lock.py
 
-Run it in an environment where the project and its dev group resolve and the tests pass.
+Run it in an environment where the project, its extras dask, ray and postgres and its groups resolve and the tests pass
+(make test-services).
 """
 
 from __future__ import annotations
@@ -38,16 +39,26 @@ def closure(requirements: list[str]) -> dict[str, str]:
     return pinned
 
 
+def write_lock(name: str, pinned: dict[str, str], base: str | None = None) -> None:
+    """Write the pins of a lock file that begins with those of ``base``."""
+    lines = ["# Exact pins, written by tools/lock.py; the ranges are in pyproject.toml.", *([f"-r {base}"] if base else [])]
+    lines += [f"{package}=={version}" for package, version in sorted(pinned.items())]
+    (ROOT / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    runtime = closure(project["project"]["dependencies"])
-    tested = [requirement for extra in TESTED for requirement in project["project"]["optional-dependencies"][extra]]
-    development = closure(project["dependency-groups"]["dev"] + tested)
-    head = "# Exact pins, written by tools/lock.py; the ranges are in pyproject.toml.\n"
-    lines = [f"{name}=={version}" for name, version in sorted(runtime.items())]
-    (ROOT / "requirements.lock").write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
-    lines = [f"{name}=={version}" for name, version in sorted(development.items()) if name not in runtime]
-    (ROOT / "requirements-dev.lock").write_text(head + "-r requirements.lock\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    groups, extras = project["dependency-groups"], project["project"]["optional-dependencies"]
+    own, *others = groups["services"]
+    wanted = [text for extra in sorted(Requirement(own).extras) for text in extras[extra]] + others
+    tested = [requirement for extra in TESTED for requirement in extras[extra]]
+    runtime, services = closure(project["project"]["dependencies"]), closure(wanted)
+    development = closure(groups["dev"] + tested)
+    development = {name: version for name, version in development.items() if name not in runtime}
+    services = {name: version for name, version in services.items() if name not in runtime | development}
+    write_lock("requirements.lock", runtime)
+    write_lock("requirements-dev.lock", development, "requirements.lock")
+    write_lock("requirements-services.lock", services, "requirements-dev.lock")
 
 
 if __name__ == "__main__":
