@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from models.panel import Windows
 from models.predictive import Predictive
 from models.uncertainty.ledger import Cutoff
 from tasks.bundle import Bundle
@@ -68,86 +67,97 @@ def monitor(params: Params, root: Path, bundle: Bundle, version: str, digest: st
         for cutoff, step in panel.cutoffs.items()
         if step >= panel.newest - (rules.window or reference.window) and step + panel.horizon <= panel.newest
     }
-    issued = {cutoff: told for cutoff in window if (told := tracker.issued(cutoff)) is not None}
-    judged, live, adaptive = _judge(bundle, panel, issued)
+    issued = {cutoff: record for cutoff in window if (record := tracker.issued(cutoff)) is not None}
+    whole = _whole(panel, issued)
+    live = None if whole is None else whole.judged(bundle)
     found = () if live is None else tuple(figures(rules, reference, bundle, live, panel))
-    data = {"until": panel.newest_time, "md5": file_md5(root / INGESTED / "panel.parquet")}
+    md5 = file_md5(root / INGESTED / "panel.parquet")
+    held = torch.empty(0) if whole is None else whole.held
     thresholds = rules.model_dump(exclude={"webhook", "retrain"})
     summary = {
         "model": params.registry.name,
         "version": version,
         "champion": {"bundle": digest, "until": reference.until, "trained_until": reference.trained_until},
-        "data": data,
+        "data": {"until": panel.newest_time, "md5": md5},
         "judged": {"windows": 0 if live is None else len(live), "cutoffs": [str(cutoff) for cutoff in issued]},
         "figures": [figure.row() for figure in found],
         "alarms": [figure.row() | {"text": figure.sentence} for figure in found if figure.alarm],
-        "timeline": [] if live is None else timeline(live, {panel.cutoffs[cutoff]: cutoff for cutoff in issued}, adaptive),
+        "timeline": [] if live is None else timeline(live, {panel.cutoffs[cutoff]: cutoff for cutoff in issued}, held),
         "live_intervals": {
             "method": rules.adaptive,
             "level": LEVEL,
-            "coverage": plain(float(adaptive.nanmean())),
+            "coverage": plain(float(held.nanmean())),
             **tracker.live.ledger.counts(),
         },
         "thresholds": thresholds,
         "notes": notes,
     }
+    judged = pd.DataFrame() if whole is None or live is None else _table(panel, bundle, whole, live)
     with atomic_dir(root / RESULTS) as folder:
         write_json(folder / "monitor.json", summary)
         judged.to_parquet(folder / "judged.parquet", index=False)
         pd.DataFrame([figure.row() for figure in found]).to_parquet(folder / "figures.parquet", index=False)
     tracker.prune(set(window))
-    return Outcome(summary, found, judged, live, reference.test, digest_of([digest, data["md5"], thresholds]))
+    return Outcome(summary, found, judged, live, reference.test, digest_of([digest, md5, thresholds]))
 
 
-def _judge(bundle: Bundle, panel: LivePanel, issued: dict[Cutoff, Issued]) -> tuple[pd.DataFrame, Judged | None, torch.Tensor]:
-    """The table of windows whose whole horizon is known, the same for figures (None where there is none), and whether the
-    live interval held each truth ``(n, H)``, NaN for a series without one."""
-    parts: list[Any] = []
-    for cutoff, told in issued.items():
-        truth = panel.truths(told.series, panel.cutoffs[cutoff], panel.newest)
-        whole = ~truth.isnan().any(1)
-        names = [name for name, kept in zip(told.series, whole.tolist(), strict=True) if kept]
-        if names:
-            block = torch.full((len(names),), panel.cutoffs[cutoff])
-            parts.append((names, block, *(each[whole] for each in (truth, told.values, told.flagged, told.lower, told.upper))))
-    if not parts:
-        return pd.DataFrame(), None, torch.empty(0, dtype=torch.float64)
-    names = [name for part in parts for name in part[0]]
-    block, truth, values, flagged, lower, upper = (torch.cat(each) for each in list(zip(*parts, strict=True))[1:])
-    predictive = Predictive(values)
-    live = Judged.of(bundle.calibration, predictive, truth, names, block, flagged)
-    held = torch.where(lower.isnan(), torch.nan, ((truth >= lower) & (truth <= upper)).double())
-    index = {name: row for row, name in enumerate(panel.ids)}
-    series = torch.tensor([index[name] for name in names])
-    windows = Windows(series, block - torch.from_numpy(panel.first)[series] + 1)
-    return _table(panel, windows, names, predictive, truth, live, bundle, lower, upper), live, held
+@dataclass(frozen=True)
+class Whole:
+    """Windows whose whole horizon is known: series and cutoffs (n,), truths, live bounds (n, H) and what was forecast."""
+
+    series: list[str]
+    step: torch.Tensor
+    truth: torch.Tensor
+    predictive: Predictive
+    flagged: torch.Tensor
+    lower: torch.Tensor
+    upper: torch.Tensor
+
+    @property
+    def held(self) -> torch.Tensor:
+        """Whether the live interval held each truth ``(n, H)``, NaN for a series without one."""
+        inside = (self.truth >= self.lower) & (self.truth <= self.upper)
+        return torch.where(self.lower.isnan(), torch.nan, inside.double())
+
+    def judged(self, bundle: Bundle) -> Judged:
+        """The same as figures are made of."""
+        return Judged.of(bundle.calibration, self.predictive, self.truth, self.series, self.step, self.flagged)
 
 
-def _table(
-    panel: LivePanel,
-    windows: Windows,
-    names: list[str],
-    predictive: Predictive,
-    truth: torch.Tensor,
-    live: Judged,
-    bundle: Bundle,
-    lower: torch.Tensor,
-    upper: torch.Tensor,
-) -> pd.DataFrame:
+def _whole(panel: LivePanel, issued: dict[Cutoff, Issued]) -> Whole | None:
+    """Those of the windows issued at some cutoffs whose horizon is known; None where there is none."""
+    names: list[str] = []
+    parts: list[tuple[torch.Tensor, ...]] = []
+    for cutoff, record in issued.items():
+        truth = panel.truths(record.series, panel.cutoffs[cutoff], panel.newest)
+        known = ~truth.isnan().any(1)
+        step = torch.full((int(known.sum()),), panel.cutoffs[cutoff])
+        parts.append((step, *(each[known] for each in (truth, record.values, record.flagged, record.lower, record.upper))))
+        names += [name for name, kept in zip(record.series, known.tolist(), strict=True) if kept]
+    if not names:
+        return None
+    step, truth, values, flagged, lower, upper = (torch.cat(each) for each in zip(*parts, strict=True))
+    return Whole(names, step, truth, Predictive(values), flagged, lower, upper)
+
+
+def _table(panel: LivePanel, bundle: Bundle, whole: Whole, live: Judged) -> pd.DataFrame:
     """A row a step: what was forecast, what came, and how far apart they are."""
-    horizon = panel.horizon
-    rows = (panel.panel.offsets[windows.series] + windows.cutoff).numpy()[:, None] + np.arange(horizon)
-    low, high = bundle.calibration.interval(predictive, LEVEL, names)
+    horizon, index = panel.horizon, {name: row for row, name in enumerate(panel.ids)}
+    series = torch.tensor([index[name] for name in whole.series])
+    first = panel.panel.offsets[series] + whole.step - torch.from_numpy(panel.first)[series] + 1
+    rows = first.numpy()[:, None] + np.arange(horizon)
+    low, high = bundle.calibration.interval(whole.predictive, LEVEL, whole.series)
     columns = {
-        "y": truth, "median": predictive.median, f"lo-{LEVEL}": low, f"hi-{LEVEL}": high,
-        f"lo_{LEVEL}_live": lower, f"hi_{LEVEL}_live": upper, "crps": live.crps, "covered": live.covered, "pit": live.pit,
+        "y": whole.truth, "median": whole.predictive.median, f"lo-{LEVEL}": low, f"hi-{LEVEL}": high,
+        f"lo_{LEVEL}_live": whole.lower, f"hi_{LEVEL}_live": whole.upper, "crps": live.crps, "covered": live.covered,
+        "pit": live.pit,
     }  # fmt: skip
     return pd.DataFrame(
         {
-            "unique_id": np.repeat(np.array(names, dtype=object), horizon),
+            "unique_id": np.repeat(np.array(whole.series, dtype=object), horizon),
             "cutoff": np.repeat(panel.ds[rows[:, 0] - 1], horizon),
             "ds": panel.ds[rows].ravel(),
-            "step": np.tile(np.arange(1, horizon + 1), len(names)),
+            "step": np.tile(np.arange(1, horizon + 1), len(whole.series)),
             **{name: value.numpy().ravel() for name, value in columns.items()},
             "is_ood": np.repeat(live.flagged.numpy(), horizon),
         }
