@@ -112,12 +112,9 @@ def emit_drift(outcome: Outcome) -> None:
     from prefect.events.clients import get_events_client
 
     summary = outcome.summary
-    event = Event(
-        event=EVENT,
-        occurred=datetime.now(UTC),
-        resource={"prefect.resource.id": f"weatherglass.model.{summary['model']}", "weatherglass.version": summary["version"]},
-        payload={"alarms": summary["alarms"]},
-    )
+    resource = {"prefect.resource.id": f"weatherglass.model.{summary['model']}", "weatherglass.version": summary["version"]}
+    payload = {"alarms": summary["alarms"]}
+    event = Event.model_validate({"event": EVENT, "occurred": datetime.now(UTC), "resource": resource, "payload": payload})
 
     async def send() -> None:
         async with get_events_client() as client:

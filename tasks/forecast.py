@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from models.uncertainty.adaptive import Method
 from tasks.bundle import Bundle, Live
 from tasks.errors import UserError
 from tasks.files import atomic_path
@@ -18,7 +19,7 @@ from tasks.sources import read_table
 
 
 def forecast_table(
-    root: Path, name: str, alias: str, data: Path | None = None, cutoff: str | None = None, adaptive: str = "aci"
+    root: Path, name: str, alias: str, data: Path | None = None, cutoff: str | None = None, adaptive: Method = "aci"
 ) -> tuple[pd.DataFrame, Bundle]:
     """Forecast from the end of every series of the ingested panel, or of ``data``, or as of ``cutoff``.
 
@@ -39,7 +40,7 @@ def forecast_table(
     return bundle.forecast(with_future_rows(frame, bundle.encoding, cutoff), live), bundle
 
 
-def live_intervals(root: Path, name: str, alias: str, bundle: Bundle, adaptive: str) -> Live | None:
+def live_intervals(root: Path, name: str, alias: str, bundle: Bundle, adaptive: Method) -> Live | None:
     """What gives the live intervals of a registered version; None where the monitor keeps none."""
     version, digest = version_behind(name, alias)
     if bundle.reference is None or not (root / MONITOR / f"{name}-{version}" / "state.json").exists():

@@ -191,7 +191,7 @@ def verdict_text(outcome: Outcome) -> str:
     """The verdict in words, one figure of all series a line, then one sentence an alarm."""
     summary = outcome.summary
     lines = [headline(outcome)]
-    rows = [("figure", "live", "champion's", "threshold", "")]
+    rows: list[tuple[str, ...]] = [("figure", "live", "champion's", "threshold", "")]
     for each in outcome.found:
         if each.kind == "all":
             numbers = (f"{value:.4f}" if np.isfinite(value) else "-" for value in (each.value, each.reference, each.threshold))

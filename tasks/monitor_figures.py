@@ -33,6 +33,7 @@ WORDS = {
     "psi": "population stability index",
     "range": "share of values outside of the training range",
 }
+LEAST_STRETCHES = 3  # of the past that say how much such stretches differ
 SHARES = {f"coverage_{LEVEL}", "ood_rate", "range"}
 Values = Callable[[np.ndarray], Tensor]
 
@@ -126,7 +127,8 @@ def population_figures(rules: Monitor, reference: Reference, encoding: Encoding,
     """Stability index and range of the targets and covariates that came with the judged truths, against the training fold.
 
     What is usual is the largest that any stretch of the same length had between the training fold's end and that of the
-    champion's data, which knows the season and the trend that a stretch may differ by.
+    champion's data, which knows the season and the trend that a stretch may differ by; how much such stretches differ from one
+    another says how far beyond it chance alone reaches.
     """
     seen, steps, places = observed_rows(panel.panel), panel.steps(), panel.places()
     names = list(panel.ids)
@@ -155,8 +157,11 @@ def population_figures(rules: Monitor, reference: Reference, encoding: Encoding,
             ("psi", population.stability, rules.psi, chance),
             ("range", population.outside, rules.range, 0.0),
         ):
-            usual = max([value for each in before if not math.isnan(value := measure(each))], default=0.0)
-            found.append(Figure(kind, group, metric, measure(now), usual, max(tolerance, usual, limit)))
+            usual = torch.tensor([value for each in before if not math.isnan(value := measure(each))], dtype=torch.float64)
+            value, most = measure(now), float(usual.max()) if len(usual) else 0.0
+            if len(usual) >= LEAST_STRETCHES:
+                limit = max(limit, rise_limit(torch.tensor([value]), usual, share))
+            found.append(Figure(kind, group, metric, value, most, max(tolerance, most, limit)))
     return [figure for figure in found if not math.isnan(figure.value)]
 
 

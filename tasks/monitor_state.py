@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from models.predictive import LEVELS, Predictive
-from models.uncertainty.adaptive import LiveConformal
+from models.uncertainty.adaptive import LiveConformal, Method
 from models.uncertainty.conformal_scores import Bounds
 from models.uncertainty.ledger import NOT_ISSUED, OPEN, Cutoff
 from tasks.bundle import Bundle
@@ -47,9 +47,9 @@ class Issued:
         from safetensors.torch import save_file
 
         tensors = {name: getattr(self, name).contiguous() for name in ("values", "flagged", "lower", "upper")}
-        about = {"cutoff": json.dumps(self.cutoff), "series": json.dumps(self.series)}
+        about = json.dumps({"cutoff": self.cutoff, "series": self.series})  # one key: of several the order is left to chance
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata=about)
+            save_file(tensors, temporary, metadata={"about": about})
 
     @classmethod
     def read(cls, path: Path) -> Issued:
@@ -58,9 +58,9 @@ class Issued:
 
         try:
             with safe_open(path, framework="pt") as stored:
-                about = stored.metadata()
+                about = json.loads(stored.metadata()["about"])
                 tensors = {name: stored.get_tensor(name) for name in ("values", "flagged", "lower", "upper")}
-            return cls(json.loads(about["cutoff"]), tuple(json.loads(about["series"])), **tensors)
+            return cls(about["cutoff"], tuple(about["series"]), **tensors)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(_broken(path, error)) from None
 
@@ -74,7 +74,7 @@ class Tracker:
     live: LiveConformal
 
     @classmethod
-    def open(cls, root: Path, name: str, digest: str, bundle: Bundle, reference: Reference, method: str) -> Tracker:
+    def open(cls, root: Path, name: str, digest: str, bundle: Bundle, reference: Reference, method: Method) -> Tracker:
         """Read the state of the champion called ``name``, or start one from its conformal fold.
 
         It starts anew where the state is that of another bundle (``digest``) or another ``method``. Raises UserError where
@@ -92,7 +92,7 @@ class Tracker:
                 bundle.calibration.step.name,
                 reference.series,
                 reference.scores,
-                LEVEL / 100,  # type: ignore[arg-type]
+                LEVEL / 100,
             )
         except ValueError as error:
             raise UserError(f"monitor.adaptive is {method}, which cannot start: {error}.") from None

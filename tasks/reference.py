@@ -22,7 +22,7 @@ from models.uncertainty.ledger import Cutoff
 from tasks.calibrate import time_block, window_series
 from tasks.encoding import Encoding
 from tasks.ensemble import ENSEMBLE, pooled
-from tasks.files import read_json, write_json
+from tasks.files import atomic_path, read_json, write_json
 from tasks.folds import claim
 from tasks.gate import encoder_family, look
 from tasks.params import Params
@@ -119,7 +119,8 @@ class Reference:
         names = {"test_series": self.test.series.tolist(), "together": self.together.state()}
         write_json(folder / NUMBERS, {**plain, **populations, **names})
         tensors = {f"test.{name}": getattr(self.test, name).contiguous() for name in TENSORS_OF_JUDGED}
-        save_file({"scores": self.scores.contiguous(), **tensors}, folder / TENSORS)
+        with atomic_path(folder / TENSORS) as temporary:
+            save_file({"scores": self.scores.contiguous(), **tensors}, temporary)
 
     @classmethod
     def load(cls, folder: Path) -> Reference | None:
@@ -130,12 +131,13 @@ class Reference:
             return None
         content, tensors = read_json(folder / NUMBERS), load_file(folder / TENSORS)
         series = np.array(content["test_series"], dtype=object)
-        kinds = {
-            kind: {name: Population.from_state(each) for name, each in content[kind].items()} for kind in ("targets", "columns")
-        }
+        targets, columns = (
+            {name: Population.from_state(each) for name, each in content[kind].items()} for kind in ("targets", "columns")
+        )
         return cls(
             **{name: content[name] for name in PLAIN if name != "series"},
-            **kinds,
+            targets=targets,
+            columns=columns,
             series=tuple(content["series"]),
             together=Population.from_state(content["together"]),
             scores=tensors["scores"],

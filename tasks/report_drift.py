@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +52,7 @@ def render_drift(outcome: Outcome) -> str:
             created=f"data up to {summary['data']['until']}",
             headline=_headline(outcome),
             sentences=[f"{headline(outcome)}.", *told[:3], *([f"and {len(told) - 3} more, below."] if len(told) > 3 else [])],
-            checks=[_check(figure) for figure in outcome.found if figure.kind == "all"],
+            checks=_checks(outcome),
             sections=_sections(outcome) if outcome.live is not None else (),
             alarms=told,
             notes=summary["notes"],
@@ -74,6 +75,18 @@ def _shown(metric: str, value: float) -> str:
     return pct(value) if metric in SHARES else format_metric(metric, value)
 
 
+def _checks(outcome: Outcome) -> list[Check]:
+    """A tile for each figure of all series, and one for what live intervals cover, which raises no alarm."""
+    whole = [figure for figure in outcome.found if figure.kind == "all"]
+    tiles = [_check(figure) for figure in whole]
+    adaptive = outcome.summary["live_intervals"]["coverage"]
+    for figure in whole:
+        if figure.metric == f"coverage_{LEVEL}" and adaptive is not None:
+            tile = _check(replace(figure, value=adaptive))
+            tiles.append(replace(tile, title="Live intervals cover", target=f"{tile.target}, no alarm"))
+    return tiles
+
+
 def _check(figure: Figure) -> Check:
     side = "at least" if figure.metric.startswith("coverage") else "at most"
     known = np.isfinite(figure.threshold) and np.isfinite(figure.value)
@@ -87,7 +100,7 @@ def _check(figure: Figure) -> Check:
 def _sections(outcome: Outcome) -> tuple[Section, ...]:
     rows, figures = outcome.summary["timeline"], {each.metric: each for each in outcome.found if each.kind == "all"}
     adaptive = outcome.summary["live_intervals"]
-    coverage, pit = figures[f"coverage_{LEVEL}"], figures["pit_ks"]
+    coverage = figures[f"coverage_{LEVEL}"]
     return (
         Section(
             "time",
@@ -100,14 +113,8 @@ def _sections(outcome: Outcome) -> tuple[Section, ...]:
                 _line(rows, "crps", figures["crps"]),
                 _line(rows, f"width_{LEVEL}", figures[f"width_{LEVEL}"]),
                 _line(rows, "ood_rate", figures["ood_rate"]),
+                _pit(outcome, figures["pit_ks"]),
             ),
-        ),
-        Section(
-            "pit",
-            "Shape of the errors",
-            f"The transforms' distance from uniform is {_shown('pit_ks', pit.value)}; on the champion's test fold it was "
-            f"{_shown('pit_ks', pit.reference)}, and it alarms above {_shown('pit_ks', pit.threshold)}.",
-            (_pit(outcome),),
         ),
         Section(
             "groups",
@@ -152,7 +159,7 @@ def _line(rows: Sequence[dict[str, Any]], metric: str, figure: Figure, live: str
     return Picture(TITLES[metric], inline_svg(f"drift-{metric}", label, draw), caption, legend)
 
 
-def _pit(outcome: Outcome) -> Picture:
+def _pit(outcome: Outcome, figure: Figure) -> Picture:
     """Transforms since the champion's data ended, and those of its test fold."""
     assert outcome.live is not None
     edges = np.linspace(0, 1, 11)
@@ -168,9 +175,13 @@ def _pit(outcome: Outcome) -> Picture:
         axes.set(xlim=(0, 1), xlabel="probability integral transform", ylabel="density")
         axes.set_ylim(0, 1.1 * max(1.0, float(now.max()), float(before.max())))
 
-    label = "Histogram of probability integral transforms, live against the test fold."
+    distance, usual, limit = (_shown("pit_ks", each) for each in (figure.value, figure.reference, figure.threshold))
+    label = f"Histogram of probability integral transforms: {distance} from uniform, {usual} on the test fold."
     legend = (Legend("fill", "accent", "live", 0.45), Legend("dash", "brass", "test fold"), Legend("line", "ink", "calibrated"))
-    caption = "Flat at 1 is calibrated; a U shape is too narrow, a hump too wide, a slope biased."
+    caption = (
+        f"Flat at 1 is calibrated; a U shape is too narrow, a hump too wide, a slope biased. {distance} from uniform, was "
+        f"{usual}; it alarms above {limit}."
+    )
     return Picture("PIT histogram", inline_svg("drift-pit", label, draw), caption, legend)
 
 

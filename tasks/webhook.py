@@ -33,4 +33,12 @@ def post(address: str, message: Mapping[str, Any]) -> str | None:
         why = f"it cannot be reached ({type(error.reason).__name__})"
     except (OSError, ValueError) as error:  # a timeout while reading, or no address at all
         why = type(error).__name__
-    return f"the webhook at {urlsplit(address).hostname or 'an address without a host'} did not take the message: {why}"
+    return f"the webhook at {_host(address)} did not take the message: {why}"
+
+
+def _host(address: str) -> str:
+    """The host of an address, whose path may be a secret."""
+    try:
+        return urlsplit(address).hostname or "an address without a host"
+    except ValueError:
+        return "an address that is none"

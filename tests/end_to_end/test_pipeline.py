@@ -376,7 +376,7 @@ def test_the_monitor_judges_the_champion_when_truth_has_come(
     ended = command("flows", "monitor", "--json")
     assert ended.returncode == 4, ended.stdout + ended.stderr
     told = json.loads(ended.stdout)
-    assert told["judged"]["windows"] == 7 * 7
+    assert told["judged"]["windows"] == 6 * 7
     assert {"coverage_90", "crps"} <= {alarm["metric"] for alarm in told["alarms"] if alarm["kind"] == "all"}
     assert told == read_json(project / "artifacts/monitor/monitor.json")
     assert "alarms: Coverage" in (project / "reports/drift.html").read_text(encoding="utf-8")
