@@ -205,15 +205,20 @@ def verdict_text(outcome: Outcome) -> str:
     return "\n".join([*lines, *(each.sentence for each in outcome.alarms), *summary["notes"]])
 
 
+def day(time: Cutoff) -> str:
+    """A time to be read: midnight is left out."""
+    return str(time).removesuffix("T00:00:00")
+
+
 def headline(outcome: Outcome) -> str:
     """One sentence: calm, how many alarms, or nothing to judge yet."""
     summary = outcome.summary
-    name, until = f"{summary['model']} version {summary['version']}", summary["champion"]["until"]
+    name, until = f"{summary['model']} version {summary['version']}", day(summary["champion"]["until"])
     if not outcome.found:
         waiting = summary["live_intervals"]["open"]
         return (
-            f"{name}: nothing to judge yet: its own data ended at {until} and the data now ends at {summary['data']['until']}, "
-            f"so no window since is whole; {waiting} intervals wait for their truth"
+            f"{name}: nothing to judge yet: its own data ended at {until} and the data now ends at "
+            f"{day(summary['data']['until'])}, so no window since is whole; {waiting} intervals wait for their truth"
         )
     count, cutoffs = summary["judged"]["windows"], len(summary["judged"]["cutoffs"])
     state = f"{len(outcome.alarms)} alarm{'s' if len(outcome.alarms) > 1 else ''}" if outcome.alarms else "calm"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks.monitor import Outcome, headline
+from tasks.monitor import Outcome, day, headline
 from tasks.monitor_figures import SHARES, WORDS, Figure
 from tasks.reference import LEVEL
 from tasks.report import MISSING, NBSP, FloatArray, format_metric, page_environment
@@ -38,9 +38,9 @@ def render_drift(outcome: Outcome) -> str:
     told = [figure.sentence for figure in outcome.alarms]
     facts = {
         "Champion": f"{summary['model']} version {summary['version']}",
-        "Its training fold ended": summary["champion"]["trained_until"],
-        "Its data ended": summary["champion"]["until"],
-        "The data now ends": summary["data"]["until"],
+        "Its training fold ended": day(summary["champion"]["trained_until"]),
+        "Its data ended": day(summary["champion"]["until"]),
+        "The data now ends": day(summary["data"]["until"]),
         "Data, MD5": summary["data"]["md5"],
         "Bundle": summary["champion"]["bundle"],
     }
@@ -48,8 +48,8 @@ def render_drift(outcome: Outcome) -> str:
         page_environment()
         .get_template("drift.html.j2")
         .render(
-            title=f"{summary['model']}: drift since {summary['champion']['until']}",
-            created=f"data up to {summary['data']['until']}",
+            title=f"{summary['model']}: drift since {day(summary['champion']['until'])}",
+            created=f"data up to {day(summary['data']['until'])}",
             headline=_headline(outcome),
             sentences=[f"{headline(outcome)}.", *told[:3], *([f"and {len(told) - 3} more, below."] if len(told) > 3 else [])],
             checks=_checks(outcome),

@@ -206,7 +206,8 @@ def log_alone(
 ) -> str:
     """Log a run of its own, outside of any pipeline; return its id.
 
-    ``digest`` identifies what is logged: a run of that name and digest that is finished is returned as it is.
+    ``digest`` identifies what is logged: a run of that name and digest that is finished is returned as it is, and one that
+    is not was left by a killed process, and is marked KILLED.
     """
     client, experiment_id = current_client(), _experiment(current_client(), root, experiment)
     tags = {STAGE_TAG: name, "weatherglass.kind": name, "weatherglass.digest": digest}
@@ -214,6 +215,7 @@ def log_alone(
     for found in retry(client.search_runs, [experiment_id], query):
         if found.info.status == "FINISHED":
             return str(found.info.run_id)
+        retry(client.set_terminated, found.info.run_id, "KILLED")
     run_id = str(retry(client.create_run, experiment_id, run_name=name, tags=tags).info.run_id)
     StageRun(run_id).log(metrics=metrics, artifacts=artifacts)
     retry(client.set_terminated, run_id)

@@ -37,6 +37,8 @@ class Population:
         rank = (torch.arange(1, BINS) * len(values)) // BINS
         edges = values[rank].unique()
         edges = edges[edges > values[0]]
+        if not len(edges):  # nine tenths and more are the least value: that one, and all others
+            edges = values[values > values[0]][:1]
         spread = float(values.std(correction=0))
         counts = bin_counts(values, edges)
         return cls(edges, counts, float(values[0]), float(values[-1]), float(values.mean()), spread if spread > 0 else 1.0)

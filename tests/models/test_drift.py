@@ -44,6 +44,8 @@ def test_zero_and_one_are_two_bins_and_a_constant_tells_nothing() -> None:
     games = Population.fit(torch.tensor([0.0] * 80 + [1.0] * 20))
     assert games.counts.tolist() == [80, 20]
     assert games.stability(torch.ones(30)) > 1
+    rain = Population.fit(torch.tensor([0.0] * 97 + [3.0, 1.0, 2.0]))
+    assert rain.counts.tolist() == [97, 3], "what is rare has a bin of its own"
     constant = Population.fit(torch.full((30,), 2.0))
     assert math.isnan(constant.stability(torch.full((5,), 2.0))) and constant.outside(torch.tensor([2.0, 3.0])) == 0.5
     assert constant.standardised(torch.tensor([2.5])).tolist() == [0.5]
