@@ -14,7 +14,7 @@ app = typer.Typer(
     name="weatherglass",
     help="Probabilistic forecasts that say how far to trust them.\n\n"
     "Exit codes: 0 done, 1 failure, 2 a mistake in params.yaml, the data or the command (told in one sentence); "
-    "retrain ends with 3 where the champion stays.",
+    "retrain ends with 3 where the champion stays, monitor with 4 where there is an alarm.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -76,6 +76,20 @@ def retrain(
     from flows.retrain import run_retrain
 
     raise typer.Exit(run_retrain(root, force))
+
+
+@app.command()
+def monitor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON on stdout.")] = False,
+    root: Root = Path("."),
+) -> None:
+    """Hold what the champion has forecast since its own data ended against the truths that have come since.
+
+    Exit codes: 0 calm or nothing to judge yet, 4 alarm, 2 a mistake, 1 failure.
+    """
+    from flows.monitor import run_monitor
+
+    raise typer.Exit(run_monitor(root, as_json))
 
 
 @app.command()

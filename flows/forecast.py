@@ -20,7 +20,7 @@ def run_forecast(root: Path, output: Path | None, data: Path | None, cutoff: str
     if output is not None:
         check_output(output)
     initialise()
-    table, bundle = forecast_table(root, params.registry.name, alias, data, cutoff)
+    table, bundle = forecast_table(root, params.registry.name, alias, data, cutoff, params.monitor.adaptive)
     if output is not None:
         write_forecast(table, output)
     if as_json:

@@ -67,7 +67,7 @@ def prefect_server(root: Path | str, idle_seconds: float = IDLE_SECONDS) -> Iter
     UserError
         If the given API does not answer, or the embedded server does not start.
     """
-    given = _given()
+    given = given_api()
     if given:
         _require_reachable(given)
         yield given
@@ -113,7 +113,7 @@ def _folder(root: Path | str) -> Path:
     return folder
 
 
-def _given() -> str | None:
+def given_api() -> str | None:
     """Return the API that somebody else chose, in the environment or in Prefect's settings; None for our own."""
     given = os.environ.get("PREFECT_API_URL")
     if not given and "prefect" in sys.modules:

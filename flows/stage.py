@@ -77,8 +77,7 @@ def _run_flow(name: str, body: Callable[[Stage], None], root: Path, params: Para
 
     from tasks.tracking import initialise, parent_run, stage_run
 
-    for handler in logging.getLogger().handlers:  # Prefect's console; its server is told all the same
-        handler.addFilter(_not_a_users_mistake)
+    quiet_mistakes()
 
     @flow(name=name.split("@")[0], flow_run_name=name, persist_result=False)
     def stage_flow() -> None:
@@ -108,6 +107,12 @@ def ending_experiment(root: Path) -> Iterator[None]:
         status = "FINISHED"
     finally:
         finish_parent(root, status=status)
+
+
+def quiet_mistakes() -> None:
+    """Keep a user's mistake, which is told in one sentence, off Prefect's console; its server is told all the same."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_not_a_users_mistake)
 
 
 def _not_a_users_mistake(record: logging.LogRecord) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from models.forecasters.base import Forecaster
 from models.panel import Panel, Windows
 from models.predictive import Predictive
 from models.uncertainty.calibration import INTERVAL_LEVELS, JOINT_LEVEL, Calibration
+from models.uncertainty.conformal_scores import Bounds
 from models.uncertainty.energy import EnergyAlarm, either_p_value
 from models.uncertainty.ensemble import decompose, pool
 from models.uncertainty.gate import Gate
@@ -31,8 +32,9 @@ from tasks.member import load_member
 from tasks.params import Params
 from tasks.params_file import told
 from tasks.predict import Predicted, predict_windows
-from tasks.prepare import PREPARED
+from tasks.prepare import PREPARED, load_prepared
 from tasks.presets import passes_of
+from tasks.reference import Reference, make_reference
 from tasks.sets import SET_COLUMNS, DecileSets, load_sets
 from tasks.train import TRAINED
 
@@ -42,6 +44,9 @@ MINIMUM_HISTORY = 2  # a location and a scale need two values
 DISTRIBUTION_COLUMNS = ("mean", "median")
 BAND_COLUMNS = tuple(f"{side}-{level}" for level in INTERVAL_LEVELS for side in ("lo", "hi"))
 JOINT_COLUMNS = (f"joint-lo-{JOINT_LEVEL}", f"joint-hi-{JOINT_LEVEL}")
+LIVE_COLUMNS = ("lo_90_live", "hi_90_live")
+Live = Callable[[Predictive, Sequence[str]], Bounds]
+"""Bounds of the live intervals of n series around their forecasts ``(n, H)``."""
 TRUST_COLUMNS = ("aleatoric", "epistemic", "ood_score", "ood_pvalue", "is_ood", "abstain")
 
 #: The columns that users receive, in order.
@@ -58,8 +63,9 @@ def forecast_columns(params: Params) -> tuple[str, ...]:
 
 
 def write_bundle(params: Params, root: Path) -> Path:
-    """Bring weights, repairs, gate, encoding, params and card together in ``artifacts/bundle``."""
-    calibrations, _, card = load_calibration(root)
+    """Bring weights, repairs, gate, encoding, params, card and reference figures together in ``artifacts/bundle``."""
+    calibrations, gate, card = load_calibration(root)
+    reference = make_reference(params, root, load_prepared(root), calibrations[ENSEMBLE], gate, card)
     sets = load_sets(root)
     with atomic_dir(root / BUNDLE) as folder:
         for family in params.families:
@@ -77,11 +83,12 @@ def write_bundle(params: Params, root: Path) -> Path:
             "calibration": calibrations[ENSEMBLE].state(),
             "sets": None if sets is None else sets.state(),
             "encoding": read_json(root / PREPARED / "encoding.json"),
-            "params": params.model_dump(mode="json"),
+            "params": params.model_dump(mode="json", exclude={"monitor"}),  # the project's, and its webhook is a secret
             "card": card,
             "metrics": read_json(root / "metrics/test.json"),
         }
         write_json(folder / "bundle.json", content)
+        reference.write(folder)
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         write_json(folder / "manifest.json", {name: file_md5(folder / name) for name in files})
     return root / BUNDLE
@@ -90,6 +97,20 @@ def write_bundle(params: Params, root: Path) -> Path:
 def bundle_digest(folder: Path) -> str:
     """Identity of a bundle: a digest over the digests of its files."""
     return digest_of(read_json(folder / "manifest.json"))
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What a bundle says of n windows: distributions and both variances (n, H), and the gate's verdict (n,)."""
+
+    predictive: Predictive
+    aleatoric: torch.Tensor
+    epistemic: torch.Tensor
+    score: torch.Tensor
+    p_value: torch.Tensor
+    is_ood: torch.Tensor
+    abstain: torch.Tensor
+    energy: dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -108,6 +129,7 @@ class Bundle:
     gate: Gate
     alarm: EnergyAlarm | None
     card: Mapping[str, Any]
+    reference: Reference | None
     name: str
 
     @classmethod
@@ -155,11 +177,12 @@ class Bundle:
             gate=Gate.from_tensors(load_file(folder / "gate.safetensors")),
             alarm=EnergyAlarm.from_tensors(load_file(folder / ALARM.name)) if (folder / ALARM.name).exists() else None,
             card=content["card"],
+            reference=Reference.load(folder),
             name=name,
         )
 
-    def forecast(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Forecast the steps after the last target of every series.
+    def forecast(self, frame: pd.DataFrame, live: Live | None = None) -> pd.DataFrame:
+        """Forecast the steps after the last target of every series, with `LIVE_COLUMNS` where ``live`` gives their bounds.
 
         ``frame`` is a validated long table (``unique_id, ds, y`` and covariates, sorted) with future rows as
         :func:`tasks.future.with_future_rows` makes them. Returns the forecast table, one row per series and step.
@@ -171,6 +194,41 @@ class Bundle:
             raise UserError(
                 f"series {short} has {int(panel.observed.min())} value; a forecast needs at least {MINIMUM_HISTORY}."
             )
+        seen = self.examine(panel, windows)
+        predictive = seen.predictive
+        horizon = panel.schema.horizon
+        rows = (panel.offsets[:-1] + panel.observed).numpy()[:, None] + np.arange(horizon)
+        series = [str(name) for name in frame["unique_id"].to_numpy()[rows[:, 0]]]
+        per_step: dict[str, Any] = {"mean": predictive.mean, "median": predictive.median}
+        for level in INTERVAL_LEVELS:
+            bounds = self.calibration.interval(predictive, level, series)
+            per_step[f"lo-{level}"], per_step[f"hi-{level}"] = bounds
+        per_step[JOINT_COLUMNS[0]], per_step[JOINT_COLUMNS[1]] = self.calibration.joint.band(predictive)
+        if self.sets is not None:
+            per_step |= self.sets.columns(predictive, self._set_edges(self.sets, panel, series))
+        if live is not None:
+            per_step |= zip(LIVE_COLUMNS, live(predictive, series), strict=True)
+        if self.encoding.minimum is not None:  # a count is never below it, so no interval loses coverage by this
+            per_step = {name: value.clamp(min=self.encoding.minimum) for name, value in per_step.items()}
+        per_step |= {"aleatoric": seen.aleatoric, "epistemic": seen.epistemic}
+        times = frame["ds"].to_numpy()
+        table: dict[str, Any] = {
+            "unique_id": frame["unique_id"].to_numpy()[rows].ravel(),
+            "ds": times[rows].ravel(),
+            "cutoff": np.repeat(times[rows[:, 0] - 1], horizon),
+            **{name: value.numpy().ravel() for name, value in per_step.items()},
+            "ood_score": np.repeat(seen.score.numpy(), horizon),
+            "ood_pvalue": np.repeat(seen.p_value.numpy(), horizon),
+            "is_ood": np.repeat(seen.is_ood.numpy(), horizon),
+            "abstain": np.repeat(seen.abstain.numpy(), horizon),
+            **{name: np.repeat(value.numpy(), horizon) for name, value in seen.energy.items()},
+            "model": self.name,
+        }
+        *columns, last = forecast_columns(self.params)
+        return pd.DataFrame(table)[[*columns, *(LIVE_COLUMNS if live is not None else ()), last]]
+
+    def examine(self, panel: Panel, windows: Windows) -> Examined:
+        """Forecast windows of a panel that `encoding` has made, and let the gate look at them."""
         predicted = self._predicted(panel, windows)
         values = _quantiles(predicted)
         splits = torch.stack([_split(each) for each in predicted])
@@ -184,33 +242,19 @@ class Bundle:
         if energy:
             p_value = either_p_value(p_value, energy["energy_pvalue"])
             is_ood = p_value <= self.gate.alpha
-        horizon = panel.schema.horizon
-        rows = (panel.offsets[:-1] + panel.observed).numpy()[:, None] + np.arange(horizon)
-        series = [str(name) for name in frame["unique_id"].to_numpy()[rows[:, 0]]]
-        per_step: dict[str, Any] = {"mean": predictive.mean, "median": predictive.median}
-        for level in INTERVAL_LEVELS:
-            bounds = self.calibration.interval(predictive, level, series)
-            per_step[f"lo-{level}"], per_step[f"hi-{level}"] = bounds
-        per_step[JOINT_COLUMNS[0]], per_step[JOINT_COLUMNS[1]] = self.calibration.joint.band(predictive)
-        if self.sets is not None:
-            per_step |= self.sets.columns(predictive, self._set_edges(self.sets, panel, series))
-        if self.encoding.minimum is not None:  # a count is never below it, so no interval loses coverage by this
-            per_step = {name: value.clamp(min=self.encoding.minimum) for name, value in per_step.items()}
-        per_step |= {"aleatoric": aleatoric, "epistemic": epistemic}
-        times = frame["ds"].to_numpy()
-        table: dict[str, Any] = {
-            "unique_id": frame["unique_id"].to_numpy()[rows].ravel(),
-            "ds": times[rows].ravel(),
-            "cutoff": np.repeat(times[rows[:, 0] - 1], horizon),
-            **{name: value.numpy().ravel() for name, value in per_step.items()},
-            "ood_score": np.repeat(score.numpy(), horizon),
-            "ood_pvalue": np.repeat(p_value.numpy(), horizon),
-            "is_ood": np.repeat(is_ood.numpy(), horizon),
-            "abstain": np.repeat((abstain | is_ood).numpy(), horizon),
-            **{name: np.repeat(value.numpy(), horizon) for name, value in energy.items()},
-            "model": self.name,
-        }
-        return pd.DataFrame(table)[list(forecast_columns(self.params))]
+        return Examined(predictive, aleatoric, epistemic, score, p_value, is_ood, abstain | is_ood, energy)
+
+    def misfit(self, frame: pd.DataFrame, params: Params) -> str | None:
+        """Why today's data, or what params.yaml asks for, does not fit this bundle, as half a sentence; None where it does."""
+        schema, data = self.encoding.schema, params.data
+        if (schema.horizon, self.encoding.frequency) != (data.horizon, data.frequency):
+            return (
+                f"{self.name} forecasts {schema.horizon} steps of frequency {self.encoding.frequency} and params.yaml asks for "
+                f"{data.horizon} of {data.frequency}"
+            )
+        read = (*self.encoding.known_future, *self.encoding.static_reals, *self.encoding.past_only, *self.encoding.vocabularies)
+        missing = next((name for name in read if name not in frame), None)
+        return None if missing is None else f"{self.name} reads the column '{missing}', which the data has no more"
 
     def predictive(self, panel: Panel, windows: Windows) -> Predictive:
         """The calibrated distributions of ``windows`` ``(n, H)`` of a panel that `encoding` has made."""

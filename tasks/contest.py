@@ -55,7 +55,7 @@ def judge(params: Params, root: Path, champion: Bundle, challenger: Bundle, prom
     Raises UserError where the champion does not fit the data or the test fold holds fewer than two blocks.
     """
     prepared = load_prepared(root)
-    old, new = (perform(bundle, root, prepared) for bundle in (champion, challenger))
+    old, new = (perform(params, bundle, root, prepared) for bundle in (champion, challenger))
     windows, rules = prepared.fold("test", "evaluate"), params.promotion
     block = blocks(prepared, windows)
     try:
@@ -86,24 +86,15 @@ def judge(params: Params, root: Path, champion: Bundle, challenger: Bundle, prom
     return Verdict(passed, (f"CRPS {_change(found)}",) if passed else tuple(objections), figures)
 
 
-def perform(bundle: Bundle, root: Path, prepared: Prepared) -> Performance:
+def perform(params: Params, bundle: Bundle, root: Path, prepared: Prepared) -> Performance:
     """Forecast the test windows of the panel with a bundle, whatever it was trained on.
 
     Raises UserError where the data lacks what the bundle reads, or its horizon is another one.
     """
-    schema, windows = prepared.panel.schema, prepared.fold("test", "evaluate")
-    if (bundle.encoding.schema.horizon, bundle.encoding.frequency) != (schema.horizon, prepared.encoding.frequency):
-        raise UserError(
-            f"{bundle.name} forecasts {bundle.encoding.schema.horizon} steps of frequency {bundle.encoding.frequency} and "
-            f"params.yaml asks for {schema.horizon} of {prepared.encoding.frequency}; promote the challenger by hand."
-        )
     frame = pd.read_parquet(root / INGESTED / "panel.parquet")
-    read = (*bundle.encoding.known_future, *bundle.encoding.static_reals, *bundle.encoding.past_only)
-    missing = [name for name in (*read, *bundle.encoding.vocabularies) if name not in frame]
-    if missing:
-        raise UserError(
-            f"{bundle.name} reads the column '{missing[0]}', which the data has no more; promote the challenger by hand."
-        )
+    if problem := bundle.misfit(frame, params):
+        raise UserError(f"{problem}; promote the challenger by hand.")
+    windows = prepared.fold("test", "evaluate")
     predictive = bundle.predictive(bundle.encoding.panel(frame), windows)
     series = [str(name) for name in prepared.ids[windows.series.numpy()]]
     target = prepared.panel.targets(windows)

@@ -6,20 +6,25 @@ from pathlib import Path
 
 import pandas as pd
 
-from tasks.bundle import Bundle
+from models.uncertainty.adaptive import Method
+from tasks.bundle import Bundle, Live
 from tasks.errors import UserError
 from tasks.files import atomic_path
 from tasks.future import with_future_rows
 from tasks.ingest import validate_panel
+from tasks.monitor_state import MONITOR, Tracker
 from tasks.prepare import INGESTED
-from tasks.registry import load_champion
+from tasks.registry import load_champion, version_behind
 from tasks.sources import read_table
 
 
 def forecast_table(
-    root: Path, name: str, alias: str, data: Path | None = None, cutoff: str | None = None
+    root: Path, name: str, alias: str, data: Path | None = None, cutoff: str | None = None, adaptive: Method = "aci"
 ) -> tuple[pd.DataFrame, Bundle]:
     """Forecast from the end of every series of the ingested panel, or of ``data``, or as of ``cutoff``.
+
+    Forecasts from the end of the ingested panel have live intervals as well, where `weatherglass monitor` has begun to keep
+    them by the method ``adaptive``.
 
     Raises UserError where there is no such model, the data is not valid or a future covariate is missing.
     """
@@ -31,7 +36,16 @@ def forecast_table(
         frame = pd.read_parquet(path)
     else:
         frame, _ = validate_panel(read_table(data, bundle.params), bundle.params, for_training=False)
-    return bundle.forecast(with_future_rows(frame, bundle.encoding, cutoff)), bundle
+    live = live_intervals(root, name, alias, bundle, adaptive) if data is None and cutoff is None else None
+    return bundle.forecast(with_future_rows(frame, bundle.encoding, cutoff), live), bundle
+
+
+def live_intervals(root: Path, name: str, alias: str, bundle: Bundle, adaptive: Method) -> Live | None:
+    """What gives the live intervals of a registered version; None where the monitor keeps none."""
+    version, digest = version_behind(name, alias)
+    if bundle.reference is None or not (root / MONITOR / f"{name}-{version}" / "state.json").exists():
+        return None
+    return Tracker.open(root, f"{name}-{version}", digest, bundle, bundle.reference, adaptive).interval
 
 
 def check_output(output: Path) -> None:

@@ -6,8 +6,7 @@ import datetime as dt
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from models.forecasters.config import (
     Count,
@@ -23,7 +22,10 @@ from models.forecasters.config import (
     WaveNetConfig,
 )
 from tasks.errors import UserError
+from tasks.params_file import Block as _Block
 from tasks.params_file import OrNull, read_yaml, told
+from tasks.params_file import sentence as _sentence
+from tasks.params_monitor import Monitor
 from tasks.presets import SMALLEST_FIRST, PresetName, dropout_families, filled, why_no_dropout
 from tasks.settings import FOLDS, Settings, derive_settings
 
@@ -60,10 +62,6 @@ def _until(value: Any) -> dt.date | int | None:
         return dt.date.fromisoformat(value) if len(value) == 10 else dt.datetime.fromisoformat(value)
     except (TypeError, ValueError):
         raise ValueError("a date such as 2016-08-14, a whole number for whole-number time, or null") from None
-
-
-class _Block(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Data(_Block):
@@ -269,6 +267,7 @@ class Params(_Block):
     projection: Projection = Projection()
     registry: Registry = Registry()
     promotion: Promotion = Promotion()
+    monitor: Monitor = Monitor()
     services: Services = Services()
     runner: Literal["local", "dask", "ray"] = "local"
     runner_address: Text | None = None
@@ -289,6 +288,8 @@ class Params(_Block):
             length = getattr(self.folds, fold)
             if length is not None and length < horizon:
                 raise _sentence(f"folds.{fold} is {length}; it must be null or at least data.horizon, {horizon}")
+        if self.monitor.window is not None and self.monitor.window < horizon:
+            raise _sentence(f"monitor.window is {self.monitor.window}; it must be null or at least data.horizon, {horizon}")
         for lag in self.features.lags or ():
             if lag < horizon:
                 raise _sentence(
@@ -336,8 +337,3 @@ class Params(_Block):
             return cls.model_validate(tree)
         except ValidationError as error:
             raise UserError(f"{path}: {told(error, cls)}") from None
-
-
-def _sentence(text: str) -> PydanticCustomError:
-    """Return an error that is told as it stands."""
-    return PydanticCustomError("sentence", "{text}", {"text": text})

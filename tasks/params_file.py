@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticCustomError
 
 from tasks.errors import UserError
 
@@ -20,6 +21,17 @@ from tasks.errors import UserError
 @dataclass(frozen=True)
 class OrNull:
     """Marks a key in which null is right although its value never is null: something else fills it in."""
+
+
+class Block(BaseModel):
+    """A block of keys: frozen, without unknown keys, values of the very type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def sentence(text: str) -> PydanticCustomError:
+    """Return an error that is told as it stands."""
+    return PydanticCustomError("sentence", "{text}", {"text": text})
 
 
 class _Loader(yaml.SafeLoader):

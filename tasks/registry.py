@@ -117,9 +117,15 @@ def load_champion(name: str, alias: str = "champion") -> Bundle:
     """
     import mlflow
 
-    version = aliases_of(name).get(alias)
-    if version is None:
-        raise UserError(f"the registry holds no model '{name}' with alias '{alias}'; run `weatherglass run` first.")
+    version, _ = version_behind(name, alias)
     location = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}")
     artifacts = Path(location) / "artifacts"
     return Bundle.load(next(path.parent for path in artifacts.rglob("manifest.json")), f"{name} version {version}")
+
+
+def version_behind(name: str, alias: str = "champion") -> tuple[str, str]:
+    """The version behind an alias and the digest of its bundle; UserError where the registry holds no such model or alias."""
+    version = aliases_of(name).get(alias)
+    if version is None:
+        raise UserError(f"the registry holds no model '{name}' with alias '{alias}'; run `weatherglass run` first.")
+    return version, str(retry(current_client().get_model_version, name, version).tags.get(DIGEST_TAG, ""))

@@ -7,14 +7,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 __all__ = [
     "Fan", "Found", "Interpretation", "Kind", "Ood", "Pit", "RegimeLook", "Reliability", "ReportData",
-    "Selective", "Steps", "format_metric", "render_report",
+    "Selective", "Steps", "format_metric", "page_environment", "render_report",
 ]  # fmt: skip
 
 FloatArray = NDArray[np.floating[Any]]
@@ -197,28 +200,36 @@ def format_percent(value: float, *beside: float) -> str:
     return f"{text}{NBSP}%"
 
 
+def page_environment() -> Environment:
+    """Where pages find their templates; text is escaped, and a value that is missing is an error."""
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    return jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+
 def render_report(data: ReportData) -> str:
     """Return the report as one HTML page that loads nothing from elsewhere.
 
     Styles and figures are inline; it follows the reader's light or dark setting, prints, and fits a 360 px screen.
     """
-    import jinja2
-
     from tasks.report_plots import sections
     from tasks.report_repairs import repairs, without_repairs
     from tasks.report_words import card_rows, leaderboard, verdict
 
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     columns, rows = leaderboard(without_repairs(data))
-    return environment.get_template("report.html.j2").render(
-        data=data,
-        repairs=repairs(data),
-        verdict=verdict(data),
-        columns=columns,
-        rows=rows,
-        sections=sections(data),
-        card=card_rows(data.card),
+    return (
+        page_environment()
+        .get_template("report.html.j2")
+        .render(
+            data=data,
+            repairs=repairs(data),
+            verdict=verdict(data),
+            columns=columns,
+            rows=rows,
+            sections=sections(data),
+            card=card_rows(data.card),
+        )
     )

@@ -16,7 +16,7 @@ from tasks.report_trust import Table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Section", "sections"]
+__all__ = ["Section", "sections", "time_axis"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def _opacity(n: int) -> FloatArray:
     return opacity
 
 
-def _time_axis(axes: Axes, ds: Any) -> None:
+def time_axis(axes: Axes, ds: Any) -> None:
     """Give dates short labels and integers whole ones."""
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.ticker import MaxNLocator
@@ -84,7 +84,7 @@ def _fan(fan: Fan, place: int) -> Picture:
             axes.axvline(past_ds[-1], color=ROLES["ink"], linewidth=1, linestyle=(0, (1, 2)))
             axes.annotate("cutoff ", (past_ds[-1], 1), xycoords=("data", "axes fraction"), ha="right", va="top",
                           color=ROLES["muted"])  # fmt: skip
-        _time_axis(axes, fan.ds)
+        time_axis(axes, fan.ds)
 
     y = np.asarray(fan.y, dtype=float)
     known = np.isfinite(y)

@@ -32,6 +32,7 @@ __all__ = [
     "TrackingError",
     "finish_parent",
     "initialise",
+    "log_alone",
     "log_dataset",
     "log_stage",
     "parent_run",
@@ -237,6 +238,27 @@ def log_stage(
     with stage_run(parent_run_id, name, tags) as run:
         run.log(params, metrics, histories, artifacts)
     return run.run_id
+
+
+def log_alone(
+    root: Path | str, experiment: str, name: str, digest: str, metrics: Mapping[str, float], artifacts: Sequence[Path | str]
+) -> str:
+    """Log a run of its own, outside of any pipeline; return its id.
+
+    ``digest`` identifies what is logged: a run of that name and digest that is finished is returned as it is, and one that
+    is not was left by a killed process, and is marked KILLED.
+    """
+    client, experiment_id = current_client(), _experiment(current_client(), root, experiment)
+    tags = {STAGE_TAG: name, "weatherglass.kind": name, "weatherglass.digest": digest}
+    query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    for found in retry(client.search_runs, [experiment_id], query):
+        if found.info.status == "FINISHED":
+            return str(found.info.run_id)
+        retry(client.set_terminated, found.info.run_id, "KILLED")
+    run_id = str(retry(client.create_run, experiment_id, run_name=name, tags=tags).info.run_id)
+    StageRun(run_id).log(metrics=metrics, artifacts=artifacts)
+    retry(client.set_terminated, run_id)
+    return run_id
 
 
 def log_dataset(run_id: str, name: str, path: Path | str, digest: str, context: str = "training") -> None:

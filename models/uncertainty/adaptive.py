@@ -208,29 +208,40 @@ class LiveConformal:
         ``options`` go to the controller's ``start``. Raises ``ValueError`` if the method, a series' name or a number is
         not valid, or the score calibrates two sides apart.
         """
-        if method not in CONTROLLERS:
-            raise ValueError(f"'{method}' is not an adaptive method; there are {', '.join(CONTROLLERS)}")
         if interval_score(name).sides != 1:
             raise ValueError(f"score '{name}' has two radii a step; an adaptive method moves one, as cqr has")
+        scores = checked_scores(interval_score(name), predictive, target, level)[..., 0]
+        return cls.from_scores(method, name, series, scores, level, **options)
+
+    @classmethod
+    def from_scores(
+        cls, method: Method, name: str, series: Sequence[str], scores: Tensor, level: float = 0.9, **options: float
+    ) -> LiveConformal:
+        """As :meth:`start`, with the conformal fold's scores ``(n, H)`` at ``level`` in place of what they came from."""
+        if method not in CONTROLLERS:
+            raise ValueError(f"'{method}' is not an adaptive method; there are {', '.join(CONTROLLERS)}")
         if len(set(series)) < len(series):
             raise ValueError("a series is named twice; each needs a name of its own")
-        scores = checked_scores(interval_score(name), predictive, target, level)[..., 0]
         controller = CONTROLLERS[method].start(scores, len(series), round(1 - level, 12), **options)
-        return cls(name, controller, Ledger(tuple(series), target.shape[-1]))
+        return cls(name, controller, Ledger(tuple(series), scores.shape[-1]))
 
     @property
     def level(self) -> float:
         return 1 - self.controller.target
+
+    def interval(self, predictive: Predictive) -> Bounds:
+        """Bounds ``(S, H)`` around forecasts ``(S, H)`` as they would be issued now, without a record of them."""
+        radius = self.controller.radius()
+        lower, upper = interval_score(self.name).interval(predictive, radius[..., None], self.level)
+        empty = lower > upper
+        return torch.where(empty, math.inf, lower), torch.where(empty, -math.inf, upper)
 
     def issue(self, cutoff: Cutoff, predictive: Predictive, issued: Tensor | None = None) -> Bounds:
         """Bounds ``(S, H)`` around forecasts ``(S, H)``, entered in the ledger; ``issued`` says which users receive.
 
         The whole line is (-inf, inf) and the empty set (inf, -inf); ``ledger.counts()`` counts both.
         """
-        radius = self.controller.radius()
-        lower, upper = interval_score(self.name).interval(predictive, radius[..., None], self.level)
-        empty = lower > upper
-        lower, upper = torch.where(empty, math.inf, lower), torch.where(empty, -math.inf, upper)
+        lower, upper = self.interval(predictive)
         self.ledger.issue(cutoff, self.controller.alpha, lower, upper, issued)
         return lower, upper
 

@@ -71,7 +71,7 @@ class Ledger:
             raise ValueError(f"cutoff {cutoff!r} is of type {type(cutoff).__name__}; it must be an integer or a string")
         if self.issues and type(cutoff) is not type(next(iter(self.issues))):
             raise ValueError(f"cutoff {cutoff!r} and those before are of different types; all must sort by time")
-        if cutoff in self.issues or self._is_forgotten(cutoff):
+        if self.knows(cutoff):
             raise ValueError(f"intervals of cutoff {cutoff} were issued before; an issued interval does not change")
         issued = torch.ones(self.shape, dtype=torch.bool) if issued is None else issued
         for name, values in (("alpha", alpha), ("lower", lower), ("upper", upper), ("issued", issued)):
@@ -83,6 +83,10 @@ class Ledger:
         outcome = torch.where(issued, OPEN, NOT_ISSUED).to(torch.int8)
         alpha, lower, upper = (each.to(torch.float64).clone() for each in (alpha, lower, upper))
         self.issues[cutoff] = Issue(alpha, lower, upper, outcome)
+
+    def knows(self, cutoff: Cutoff) -> bool:
+        """Whether intervals of ``cutoff`` were issued, forgotten ones included."""
+        return cutoff in self.issues or self._is_forgotten(cutoff)
 
     def check(self, cutoff: Cutoff, truth: Tensor) -> None:
         """``ValueError`` that names the first truth of ``truth`` ``(S, H)`` whose interval was never issued."""

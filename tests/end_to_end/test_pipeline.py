@@ -20,6 +20,8 @@ from mlflow import MlflowClient
 
 from tasks.bundle import FORECAST_COLUMNS
 from tasks.files import file_md5, read_json
+from tasks.ingest import ingest
+from tasks.params import Params
 
 BEFORE = ("ingest", "prepare", "baselines", "train@tft", "train@tcn", "train@gradient_boosting")
 AFTER_TRAINING = ("ensemble", "calibrate", "interpret", "evaluate", "project", "register")
@@ -328,3 +330,26 @@ def test_a_killed_run_leaves_no_process_and_the_next_one_goes_on(
     restored = command("dvc", "repro")
     assert restored.returncode == 0, restored.stderr
     assert "Running stage" not in restored.stdout, "the earlier members are taken from DVC's cache"
+
+
+def test_the_monitor_judges_the_champion_when_truth_has_come(
+    project: Path, command: Call, weatherglass: Call, client: MlflowClient
+) -> None:
+    source = project / "data/raw/hourly.csv"
+    table = pd.read_csv(source, parse_dates=["ds"])
+    later = table[table["ds"] > table["ds"].max() - pd.Timedelta(48, "h")]
+    later = later.assign(ds=later["ds"] + pd.Timedelta(48, "h"), y=later["y"] + 40)
+    pd.concat([table, later]).to_csv(source, index=False)
+    ingest(Params.load(root=project), project)
+    ended = command("flows", "monitor", "--json")
+    assert ended.returncode == 4, ended.stdout + ended.stderr
+    told = json.loads(ended.stdout)
+    assert told["judged"]["windows"] == 6 * 7
+    assert {"coverage_90", "crps"} <= {alarm["metric"] for alarm in told["alarms"] if alarm["kind"] == "all"}
+    assert told == read_json(project / "artifacts/monitor/monitor.json")
+    assert "alarms: Coverage" in (project / "reports/drift.html").read_text(encoding="utf-8")
+    runs = client.search_runs(["1"], "tags.`weatherglass.kind` = 'monitor'")
+    assert len(runs) == 1 and runs[0].data.metrics["live/alarms"] == len(told["alarms"])
+    assert weatherglass(project, "forecast", "--output", "live.parquet").code == 0
+    live = pd.read_parquet(project / "live.parquet")
+    assert ((live["hi_90_live"] - live["lo_90_live"]) > (live["hi-90"] - live["lo-90"])).mean() > 0.5

@@ -45,7 +45,7 @@ def spoiled(bundle: Bundle, **how: float) -> Bundle:
 
 def test_a_bundle_scores_on_the_test_fold_what_evaluate_scored(evaluated_project: Path, bundle: Bundle) -> None:
     prepared = load_prepared(evaluated_project)
-    found = perform(bundle, evaluated_project, prepared)
+    found = perform(Params.load(root=evaluated_project), bundle, evaluated_project, prepared)
     calibration = load_calibration(evaluated_project)[0]["ensemble"]
     predictive = calibration.apply(pooled(evaluated_project, "ensemble", "test", "evaluate"))
     expected = scores.crps(predictive, prepared.panel.targets(prepared.windows["test"]))
@@ -100,4 +100,4 @@ def test_a_champion_that_does_not_fit_the_data_is_told(evaluated_project: Path, 
         judge(params, evaluated_project, other, bundle, None)
     reads = replace(bundle, encoding=replace(bundle.encoding, known_future=("price",)))
     with pytest.raises(UserError, match="version 1 reads the column 'price', which the data has no more"):
-        perform(reads, evaluated_project, prepared)
+        perform(params, reads, evaluated_project, prepared)

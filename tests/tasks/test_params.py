@@ -56,6 +56,15 @@ def test_plain_words_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
+        ("monitor: {window: 3}", "params.yaml: monitor.window is 3; it must be null or at least data.horizon, 14."),
+        (
+            "monitor: {webhook: chat.example/secret}",
+            "params.yaml: monitor.webhook does not begin with http:// or https://; it must be an address, or null.",
+        ),
+        (
+            "monitor: {confidence: 0.2}",
+            "params.yaml: monitor.confidence is 0.2; it must be a number of 0.5 or more and less than 1.0.",
+        ),
         ("data: {horizon: 0}", "params.yaml: data.horizon is 0; it must be a whole number of 1 or more."),
         ("data: {horizon: 14.5}", "params.yaml: data.horizon is 14.5; it must be a whole number of 1 or more."),
         ("data: {horizon: true}", "params.yaml: data.horizon is true; it must be a whole number of 1 or more."),

@@ -21,6 +21,7 @@ from tasks.tracking import (
     TrackingError,
     finish_parent,
     initialise,
+    log_alone,
     log_dataset,
     log_stage,
     parent_run,
@@ -174,6 +175,23 @@ def test_a_data_version_is_recorded_once(tmp_path: Path) -> None:
     assert [(entry.dataset.name, entry.dataset.digest) for entry in inputs.dataset_inputs] == [
         ("panel", "d41d8cd98f00b204e9800998ecf8427e")
     ]
+
+
+def test_a_run_of_its_own_is_logged_once_for_a_digest(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text("drift")
+
+    def log(digest: str) -> str:
+        return log_alone(tmp_path, "pipelines", "monitor", digest, {"live/crps": 1.5}, [tmp_path / "page.html"])
+
+    first = log("a")
+    assert log("a") == first and log("b") != first
+    MlflowClient().update_run(first, status="RUNNING")
+    assert log("a") != first, "one that was killed half-way is logged again"
+    assert MlflowClient().get_run(first).info.status == "KILLED"
+    run = MlflowClient().get_run(log("a"))
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"live/crps": 1.5})
+    assert "mlflow.parentRunId" not in run.data.tags
+    assert [entry.path for entry in MlflowClient().list_artifacts(run.info.run_id)] == ["page.html"]
 
 
 def test_two_processes_share_a_new_store_and_one_parent(tmp_path: Path) -> None:
