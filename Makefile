@@ -1,12 +1,13 @@
 # make run   set up and run the whole pipeline on the data of params.yaml
 # make test  set up and run lint, types, the imports contract and the tests
+# make test-faults  kill the pipeline everywhere, take its services and disk away, and show a table of what came of it
 # make ui    MLflow and Prefect UIs on the embedded stores
 # make clean remove what runs have made (not the environment)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test ui clean lint peers
+.PHONY: run test test-faults ui clean lint peers
 
 $(VENV)/.run: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -29,6 +30,10 @@ lint: $(VENV)/.test
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# apart from make test: it takes some ten minutes
+test-faults: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
 
 # the peers of benchmarks.accuracy need other versions than we do, so they live in an environment of their own
 peers:

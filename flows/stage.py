@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import psutil
 
 from flows.pipeline import USER_ERROR
-from tasks.errors import UserError
+from flows.recovery import keep_lock
+from tasks.errors import Unavailable, UserError
 from tasks.files import digest_of, file_md5, write_text
 from tasks.params import Params
 from tasks.tracking import StageRun
@@ -50,7 +51,7 @@ class Stage:
 def run_stage(name: str, body: Callable[[Stage], None], root: Path | None = None) -> int:
     """Run ``body`` as the stage ``name``; returns the exit code: 0, 2 for a user's mistake, 1 for a failure.
 
-    A user's mistake is told in one sentence on stderr, without a traceback.
+    A user's mistake, and a disk or service that is not available, is told in one sentence on stderr, without a traceback.
     """
     root = (root or Path.cwd()).resolve()
     end_with_dvc()
@@ -61,13 +62,29 @@ def run_stage(name: str, body: Callable[[Stage], None], root: Path | None = None
         configure(root, params.services.mlflow_uri, params.services.prefect_api_url)
         from flows.server import prefect_server
 
-        with prefect_server(root):
+        keep_lock(root)
+        with prefect_server(root) as api_url, _told_when_lost(api_url):
             _run_flow(name, body, root, params)
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
-        write_text(root / USER_ERROR, f"{name}: {error}\n")
-        return EXIT_USER_ERROR
+        if error.exit_code == EXIT_USER_ERROR:
+            write_text(root / USER_ERROR, f"{name}: {error}\n")
+        return error.exit_code
     return 0
+
+
+@contextmanager
+def _told_when_lost(api_url: str) -> Iterator[None]:
+    """Turn the loss of the Prefect server, once Prefect's client has retried for long enough, into one sentence."""
+    import httpx
+
+    try:
+        yield
+    except httpx.HTTPError as error:
+        raise Unavailable(
+            f"the Prefect server at {api_url} was lost ({type(error).__name__}); run the same command again, which goes on "
+            "from what is done, with that server up where services.prefect_api_url in params.yaml names one."
+        ) from error
 
 
 def _run_flow(name: str, body: Callable[[Stage], None], root: Path, params: Params) -> None:
@@ -77,7 +94,7 @@ def _run_flow(name: str, body: Callable[[Stage], None], root: Path, params: Para
     from tasks.tracking import initialise, parent_run, stage_run
 
     for handler in logging.getLogger().handlers:  # Prefect's console; its server is told all the same
-        handler.addFilter(_not_a_users_mistake)
+        handler.addFilter(_not_told_anyway)
 
     @flow(name=name.split("@")[0], flow_run_name=name, persist_result=False)
     def stage_flow() -> None:
@@ -90,11 +107,13 @@ def _run_flow(name: str, body: Callable[[Stage], None], root: Path, params: Para
     stage_flow()
 
 
-def _not_a_users_mistake(record: logging.LogRecord) -> bool:
-    """Whether a line of Prefect's is about anything but a user's mistake, which :func:`run_stage` tells by itself."""
+def _not_told_anyway(record: logging.LogRecord) -> bool:
+    """Whether a line of Prefect's is about anything but what :func:`run_stage` tells by itself in one sentence."""
+    import httpx
+
     error = record.exc_info[1] if record.exc_info else None
-    told = re.search(r"encountered an exception:? (UserError|TrackingError)\b", record.getMessage())
-    return not isinstance(error, UserError) and told is None
+    told = re.search(r"encountered an exception:? (UserError|Unavailable|TrackingError)\b", record.getMessage())
+    return not isinstance(error, UserError | httpx.HTTPError) and told is None
 
 
 def identity(root: Path) -> dict[str, str]:

@@ -9,14 +9,15 @@ import shutil
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from models.forecasters.factory import FAMILIES
-from tasks.errors import UserError
-from tasks.files import atomic_dir, digest_of, file_md5, held, read_json, write_json
+from tasks.errors import Unavailable, UserError
+from tasks.files import atomic_dir, digest_of, file_md5, held, read_json, told_when_full, write_json
 from tasks.params import Params
 from tasks.prepare import ARRAYS, PREPARED, load_prepared
 from tasks.presets import passes_of
@@ -33,11 +34,20 @@ FEATURE_SAMPLE = 2000  # training windows whose features describe what is ordina
 
 
 def training_digest(params: Params, family: str, root: Path) -> str:
-    """Identity of a training run: what it depends on and nothing else."""
+    """Identity of a training run: the params, data and code that it depends on and nothing else."""
     config = getattr(params.forecasters, family).model_dump()
     train = params.train.model_dump(exclude={"workers"})
     files = [*(f"{name}.npy" for name in ARRAYS), "encoding.json", "windows_train.npy", "windows_early_stopping.npy"]
-    return digest_of([family, config, train, passes_of(params, family), [file_md5(root / PREPARED / name) for name in files]])
+    data = [file_md5(root / PREPARED / name) for name in files]
+    return digest_of([family, config, train, passes_of(params, family), data, _code()])
+
+
+@cache
+def _code() -> list[str]:
+    """Digests of the code that trains and predicts: all of models/, and the files of this folder that call it."""
+    here = Path(__file__).parent
+    paths = [here / "member.py", here / "predict.py", *sorted((here.parent / "models").rglob("*.py"))]
+    return [file_md5(path) for path in paths]
 
 
 def sole_run(path: Path) -> AbstractContextManager[None]:
@@ -68,8 +78,21 @@ def train_family(params: Params, root: Path, family: str) -> Path:
         run_members(params, root, family, keep)
         with atomic_dir(root / TRAINED / family) as folder:
             gather_members(params, keep, folder)
-        shutil.rmtree(keep)
+        for checkpoint in keep.glob("member_*/*.ckpt"):
+            checkpoint.unlink()
     return root / TRAINED / family
+
+
+def forget_members(root: Path) -> None:
+    """Remove the members that training keeps: DVC has their artefacts now, where a stage runs that depends on them.
+
+    Until then they stay, so that a run that stops after training (a service is lost, the disk is full) trains none again.
+    """
+    for base in (root / CHECKPOINTS).glob("*"):
+        with sole_run(base / "lock"):
+            for kept in base.iterdir():
+                if kept.is_dir():
+                    shutil.rmtree(kept)
 
 
 def run_members(params: Params, root: Path, family: str, keep: Path) -> None:
@@ -88,7 +111,7 @@ def run_members(params: Params, root: Path, family: str, keep: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tasks.member", "tasks.predict"])
     news = context.Queue()
-    waiting, running, failures = list(specs), dict[int, Any](), list[str]()
+    waiting, running, failures = list(specs), dict[int, Any](), list[Exception]()
     epochs = getattr(params.forecasters, family).max_epochs
     done = [0] * len(specs)
     with tqdm(total=epochs * len(specs), desc=f"train {family}", unit="epoch", disable=None, mininterval=1.0) as bar:
@@ -119,44 +142,54 @@ def run_members(params: Params, root: Path, family: str, keep: Path) -> None:
                         print(f"train {family}: member {index} ended, {len(waiting) + len(running)} to go", flush=True)
                     if process.exitcode != 0:
                         waiting.clear()
-                        failures.append(f"{family} member {index} ended with exit code {process.exitcode}")
+                        failures.append(RuntimeError(f"{family} member {index} ended with exit code {process.exitcode}"))
     while not news.empty():
         kind, _, value = news.get()
         if kind == "failure":
             failures.insert(0, value)
     if failures:
-        raise RuntimeError(failures[0])
+        raise failures[0]
 
 
 def _member_process(spec: Any, news: Any) -> None:
-    from tasks.member import die_with_parent, load_member, train_member
-    from tasks.predict import predict_windows
+    from tasks.member import die_with_parent, train_member
 
     die_with_parent()
     try:
-        weights = train_member(spec, lambda epoch, loss: news.put(("epoch", spec.index, (epoch, loss))))
-        if (spec.folder / "predicted.json").exists():
-            return
-        prepared = load_prepared(spec.root)
-        forecaster = load_member(spec.family, spec.config, prepared.panel.schema, weights)
-        for fold in FOLDS:
-            passes = passes_of(spec.params, spec.family)
-            predicted = predict_windows(forecaster, prepared.panel, prepared.windows[fold], spec.seed, passes)
-            for name, values in predicted._asdict().items():
-                if values is not None:
-                    np.save(spec.folder / f"{name}_{fold}.npy", values)
-        if spec.index == 0:
-            train = prepared.windows["train"]
-            chosen = np.linspace(0, len(train) - 1, min(FEATURE_SAMPLE, len(train))).astype(np.int64)
-            sample = replace(train, series=train.series[chosen], cutoff=train.cutoff[chosen])
-            np.save(spec.folder / "windows_sample.npy", np.stack([sample.series.numpy(), sample.cutoff.numpy()]))
-            np.save(spec.folder / "features_train.npy", predict_windows(forecaster, prepared.panel, sample, spec.seed).features)
-        write_json(spec.folder / "predicted.json", {"done": True})
+        with told_when_full(spec.folder):
+            weights = train_member(spec, lambda epoch, loss: news.put(("epoch", spec.index, (epoch, loss))))
+            if not (spec.folder / "predicted.json").exists():
+                _predict_folds(spec, weights)
     except Exception as error:
-        news.put(("failure", spec.index, f"{type(error).__name__}: {error}"))
+        known = isinstance(error, Unavailable)
+        news.put(
+            ("failure", spec.index, Unavailable(str(error)) if known else RuntimeError(f"{type(error).__name__}: {error}"))
+        )
         news.close()
         news.join_thread()
         raise SystemExit(1) from error
+
+
+def _predict_folds(spec: Any, weights: Path) -> None:
+    """Write a member's predictions of every fold, and last the note that they are whole."""
+    from tasks.member import load_member
+    from tasks.predict import predict_windows
+
+    prepared = load_prepared(spec.root)
+    forecaster = load_member(spec.family, spec.config, prepared.panel.schema, weights)
+    for fold in FOLDS:
+        passes = passes_of(spec.params, spec.family)
+        predicted = predict_windows(forecaster, prepared.panel, prepared.windows[fold], spec.seed, passes)
+        for name, values in predicted._asdict().items():
+            if values is not None:
+                np.save(spec.folder / f"{name}_{fold}.npy", values)
+    if spec.index == 0:
+        train = prepared.windows["train"]
+        chosen = np.linspace(0, len(train) - 1, min(FEATURE_SAMPLE, len(train))).astype(np.int64)
+        sample = replace(train, series=train.series[chosen], cutoff=train.cutoff[chosen])
+        np.save(spec.folder / "windows_sample.npy", np.stack([sample.series.numpy(), sample.cutoff.numpy()]))
+        np.save(spec.folder / "features_train.npy", predict_windows(forecaster, prepared.panel, sample, spec.seed).features)
+    write_json(spec.folder / "predicted.json", {"done": True})
 
 
 def gather_members(params: Params, keep: Path, folder: Path) -> None:
