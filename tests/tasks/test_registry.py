@@ -129,7 +129,7 @@ def test_a_damaged_copy_is_refused_and_registering_again_makes_a_whole_one(
         name = str(weights.relative_to(stored))
         write_json(manifest, read_json(manifest) | {name: file_md5(weights)})
     try:
-        with pytest.raises(UserError, match="^weatherglass version 1 is damaged: the bundle's file") as caught:
+        with pytest.raises(UserError, match=r"^weatherglass version 1 is damaged: the bundle's file") as caught:
             load_champion(NAME)
         assert "weatherglass run --force register" in str(caught.value)
         if damage == "both":
