@@ -1,4 +1,4 @@
-"""SIGKILL at the start of every stage, inside each, and between its end and DVC's record: results stay those of a quiet run.
+"""SIGKILL at the start of every stage and inside each: results stay those of a quiet run.
 
 One project is killed at one point after the other, and each time goes on from what is left. `starts` of a stage is the boundary
 at which all before it is recorded; at it the outputs of all stages so far are compared.
@@ -26,7 +26,7 @@ OUTPUTS = {
     "interpret": "artifacts/interpretation",
     "evaluate": "metrics/test.json",
     "project": "artifacts/projection",
-    "register": "artifacts/receipt.json",
+    "register": "artifacts/bundle",
 }
 ORDER = list(OUTPUTS)
 Call = Callable[..., Any]
@@ -49,22 +49,22 @@ def points_of(stage: str) -> list[Point]:
     flow, _, family = stage.partition("@")
     output = Path(OUTPUTS[stage])
     temporary = rf"{output.parent}/\.{re.escape(output.stem)}\.[^/]*tmp"
-    found = [
-        Point(stage, "as it starts", _kill("start", rf"flows\.{flow}( --family {family})?$")),
-        Point(stage, "with its output half-written", _kill("write", temporary)),
-        Point(stage, "with its output written, not recorded", _kill("rename", rf"{output}$")),
-    ]
+    starts = Point(stage, "as it starts", _kill("start", rf"flows\.{flow}( --family {family})?$"))
+    halfway = Point(stage, "with its output half-written", _kill("write", temporary))
+    written = Point(stage, "with its output written, not recorded", _kill("rename", rf"{output}$"))
     more = {
+        "ingest": [written],
         "prepare": [Point(stage, "as DVC writes dvc.lock", _kill("write", r"dvc\.lock$"))],
         "baselines": [Point(stage, "as DVC writes its locks", _kill("write", r"\.dvc/tmp/rwlock$"))],
         "train@tcn": [
             Point(stage, "after an epoch", _kill("rename", r"member_0/last\.ckpt$")),
             Point(stage, "with a member trained", _kill("rename", r"member_0/weights\.safetensors$")),
             Point(stage, "with a member's forecasts half-written", _kill("write", r"member_0/quantiles_ood\.npy$")),
+            written,
         ],
-        "register": [Point(stage, "with its bundle half-written", _kill("write", r"artifacts/\.bundle\.[^/]*tmp/bundle"))],
+        "register": [Point(stage, "with the version registered, not recorded", _kill("write", r"artifacts/\.receipt\."))],
     }
-    return found + more.get(stage, [])
+    return [starts, halfway, *more.get(stage, [])]
 
 
 POINTS = [point for stage in ORDER for point in points_of(stage)]
