@@ -112,6 +112,18 @@ def history(
     raise typer.Exit(run_history(root, as_json))
 
 
+@app.command("serve-schedule")
+def serve_schedule(
+    cron: Annotated[Optional[str], typer.Option(help="Minute hour day month weekday, in place of prefect.yaml's.")] = None,  # noqa: UP045
+    timezone: Annotated[Optional[str], typer.Option(help="IANA name, such as America/Chicago.")] = None,  # noqa: UP045
+    root: Root = Path("."),
+) -> None:
+    """Stay, and retrain at the times of prefect.yaml, one run at a time; Ctrl-C ends it."""
+    from flows.schedule import serve_schedule as serve
+
+    raise typer.Exit(serve(root, cron, timezone))
+
+
 @app.command()
 def report(root: Root = Path(".")) -> None:
     """Print where the report is, and the leaderboard of the last run."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from flows.pipeline import run_pipeline
 from tasks.errors import UserError
 from tasks.files import held
+from tasks.raw_data import pull
 
 if TYPE_CHECKING:
     from tasks.bundle import Bundle
@@ -27,6 +28,8 @@ def run_retrain(root: Path, force: bool = False) -> int:
     params = Params.load(root=root)
     configure(root, params.services.mlflow_uri, params.services.prefect_api_url)
     with alone(root):
+        if (done := pull(root, params)) is not None:
+            print(done, flush=True)
         before = _champion(params)
         code = run_pipeline(root, force=force)
         return code or decide(root, params, before)
@@ -82,7 +85,7 @@ def meet(root: Path, params: Params, champion: Bundle, challenger: Bundle, since
 
         work = task(name="judge", cache_policy=NO_CACHE, persist_result=False)(judge)
 
-        @flow(name="retrain", flow_run_name="champion against challenger", persist_result=False)
+        @flow(name="contest", flow_run_name="champion against challenger", persist_result=False)
         def contest() -> Verdict:
             return work(params, root, champion, challenger, since)
 
