@@ -1,13 +1,14 @@
 # make run   set up and run the whole pipeline on the data of params.yaml
 # make test  set up and run lint, types, the imports contract and the tests
 # make test-services  set up and run the tests that need a Dask and a Ray cluster and a PostgreSQL server, all on this machine
+# make test-faults  kill the pipeline everywhere, take its services and disk away, and show a table of what came of it
 # make ui    MLflow and Prefect UIs on the embedded stores
 # make clean remove what runs have made (not the environment)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-services ui clean lint peers
+.PHONY: run test test-services test-faults ui clean lint peers
 
 $(VENV)/.run: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -37,6 +38,10 @@ test: lint
 
 test-services: $(VENV)/.services
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/services
+
+# apart from make test: it takes some ten minutes
+test-faults: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
 
 # the peers of benchmarks.accuracy need other versions than we do, so they live in an environment of their own
 peers:

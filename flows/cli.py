@@ -178,12 +178,12 @@ def ui(
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one sentence on stderr and exit code 2."""
+    """Entry point: a user's mistake is one sentence on stderr and exit code 2; so is what is unavailable, with code 1."""
     try:
         app()
     except UserError as error:
         print(f"weatherglass: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(error.exit_code) from None
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def configure(root: Path | str, mlflow_uri: str | None = None, prefect_api_url: 
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_LOGGING_LEVEL": "WARNING",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
         "RAY_USAGE_STATS_ENABLED": "0",
         "GIT_PYTHON_REFRESH": "quiet",
     }

@@ -7,10 +7,14 @@ from flows.stage import Stage, run_stage
 
 def ingest_flow(stage: Stage) -> None:
     from tasks.files import read_json
-    from tasks.ingest import ingest
+    from tasks.ingest import ingest, to_stderr
     from tasks.tracking import log_dataset
 
-    folder = stage.do(ingest, stage.params, stage.root)
+    def warn(sentence: str) -> None:
+        to_stderr(sentence)
+        stage.run.log(tags={"weatherglass.warning": sentence})
+
+    folder = stage.do(ingest, stage.params, stage.root, warn)
     meta = read_json(folder / "meta.json")
     log_dataset(stage.parent_run_id, stage.params.data.source, folder / "panel.parquet", meta["sha256"])
     stage.run.log(params=stage.params.data.model_dump(mode="json"), artifacts=[folder / "meta.json"])

@@ -57,6 +57,7 @@ def decide(root: Path, params: Params, before: str | None) -> int:
         if before is None:
             print(f"{name}: version {version} is the first and @champion")
             return EXIT_PROMOTED
+        promote(root, name, version)  # changes nothing, but for an alias that a killed promotion has left
         print(f"{name}: nothing new; version {champion} stays @champion")
         return EXIT_KEPT
     if (earlier := judged(name, version, champion)) is not None:

@@ -33,7 +33,7 @@ from typing import Any
 import psutil
 
 from flows import environment
-from tasks.errors import UserError
+from tasks.errors import Unavailable
 from tasks.files import locked, read_json, write_json
 
 log = logging.getLogger("weatherglass.server")
@@ -64,7 +64,7 @@ def prefect_server(root: Path | str, idle_seconds: float = IDLE_SECONDS) -> Iter
 
     Raises
     ------
-    UserError
+    Unavailable
         If the given API does not answer, or the embedded server does not start.
     """
     given = given_api()
@@ -124,11 +124,11 @@ def given_api() -> str | None:
 
 
 def _require_reachable(api_url: str) -> None:
-    """Wait with backoff for an API that the user named; UserError after about ``UNREACHABLE_SECONDS``."""
+    """Wait with backoff for an API that the user named; Unavailable after about ``UNREACHABLE_SECONDS``."""
     deadline, pause = time.monotonic() + UNREACHABLE_SECONDS, 0.25
     while not is_healthy(api_url):
         if time.monotonic() + pause > deadline:
-            raise UserError(
+            raise Unavailable(
                 f"PREFECT_API_URL (services.prefect_api_url in params.yaml) is {api_url}, which does not answer "
                 f"at /health: start that server, or leave the address unset to use the embedded one."
             )
@@ -208,7 +208,7 @@ def _find_or_start(folder: Path, idle_seconds: float) -> str:
             if api_url:
                 log.info("Prefect server started in %.1f s at %s", time.monotonic() - started, api_url)
                 return api_url
-    raise UserError(f"The embedded Prefect server did not start: see the last lines of {folder / 'server.log'}.")
+    raise Unavailable(f"The embedded Prefect server did not start: see the last lines of {folder / 'server.log'}.")
 
 
 def _live_url(folder: Path) -> str | None:

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import psutil
 
 from flows.pipeline import USER_ERROR
-from tasks.errors import UserError
+from flows.recovery import keep_lock
+from tasks.errors import Unavailable, UserError
 from tasks.experiment import changed_params, commit, described, experiment_name, home, revision
 from tasks.files import digest_of, file_md5, write_text
 from tasks.params import Params
@@ -51,7 +52,7 @@ class Stage:
 def run_stage(name: str, body: Callable[[Stage], None], root: Path | None = None) -> int:
     """Run ``body`` as the stage ``name``; returns the exit code: 0, 2 for a user's mistake, 1 for a failure.
 
-    A user's mistake is told in one sentence on stderr, without a traceback.
+    A user's mistake, and a disk or service that is not available, is told in one sentence on stderr, without a traceback.
     """
     root = (root or Path.cwd()).resolve()
     end_with_dvc()
@@ -62,13 +63,29 @@ def run_stage(name: str, body: Callable[[Stage], None], root: Path | None = None
         configure(home(root), params.services.mlflow_uri, params.services.prefect_api_url)
         from flows.server import prefect_server
 
-        with prefect_server(home(root)):
+        keep_lock(root)
+        with prefect_server(home(root)) as api_url, _told_when_lost(api_url):
             _run_flow(name, body, root, params)
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
-        write_text(root / USER_ERROR, f"{name}: {error}\n")
-        return EXIT_USER_ERROR
+        if error.exit_code == EXIT_USER_ERROR:
+            write_text(root / USER_ERROR, f"{name}: {error}\n")
+        return error.exit_code
     return 0
+
+
+@contextmanager
+def _told_when_lost(api_url: str) -> Iterator[None]:
+    """Turn the loss of the Prefect server, once Prefect's client has retried for long enough, into one sentence."""
+    import httpx
+
+    try:
+        yield
+    except httpx.HTTPError as error:
+        raise Unavailable(
+            f"the Prefect server at {api_url} was lost ({type(error).__name__}); run the same command again, which goes on "
+            "from what is done, with that server up where services.prefect_api_url in params.yaml names one."
+        ) from error
 
 
 def _run_flow(name: str, body: Callable[[Stage], None], root: Path, params: Params) -> None:
@@ -112,14 +129,16 @@ def ending_experiment(root: Path) -> Iterator[None]:
 def quiet_mistakes() -> None:
     """Keep a user's mistake, which is told in one sentence, off Prefect's console; its server is told all the same."""
     for handler in logging.getLogger().handlers:
-        handler.addFilter(_not_a_users_mistake)
+        handler.addFilter(_not_told_anyway)
 
 
-def _not_a_users_mistake(record: logging.LogRecord) -> bool:
-    """Whether a line of Prefect's is about anything but a user's mistake, which :func:`run_stage` tells by itself."""
+def _not_told_anyway(record: logging.LogRecord) -> bool:
+    """Whether a line of Prefect's is about anything but what :func:`run_stage` tells by itself in one sentence."""
+    import httpx
+
     error = record.exc_info[1] if record.exc_info else None
-    told = re.search(r"encountered an exception:? (UserError|TrackingError)\b", record.getMessage())
-    return not isinstance(error, UserError) and told is None
+    told = re.search(r"encountered an exception:? (UserError|Unavailable|TrackingError)\b", record.getMessage())
+    return not isinstance(error, UserError | httpx.HTTPError) and told is None
 
 
 def identity(root: Path) -> dict[str, str]:

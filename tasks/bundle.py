@@ -99,6 +99,22 @@ def bundle_digest(folder: Path) -> str:
     return digest_of(read_json(folder / "manifest.json"))
 
 
+def check_bundle(folder: Path, digest: str | None = None) -> None:
+    """Raise UserError where a file of a bundle is missing or is not what was written, or its `bundle_digest` another."""
+    again = "bring it back from a backup, or register it again by `weatherglass run --force register`."
+    try:
+        manifest = dict(read_json(folder / "manifest.json"))
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"the bundle's file 'manifest.json' cannot be read; {again}") from None
+    for path, expected in manifest.items():
+        if not (folder / path).resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"the bundle's manifest names '{path}', which lies outside of it; {again}")
+        if not (folder / path).is_file() or file_md5(folder / path) != expected:
+            raise UserError(f"the bundle's file '{path}' is not the one that was registered; {again}")
+    if digest is not None and bundle_digest(folder) != digest:
+        raise UserError(f"the bundle's files and their manifest are not those that were registered; {again}")
+
+
 @dataclass(frozen=True)
 class Examined:
     """What a bundle says of n windows: distributions and both variances (n, H), and the gate's verdict (n,)."""
@@ -140,11 +156,7 @@ class Bundle:
         """
         from safetensors.torch import load_file
 
-        for path, digest in read_json(folder / "manifest.json").items():
-            if not (folder / path).resolve().is_relative_to(folder.resolve()):
-                raise UserError(f"the bundle's manifest names '{path}', which lies outside of it; register the model again.")
-            if not (folder / path).is_file() or file_md5(folder / path) != digest:
-                raise UserError(f"the bundle's file '{path}' is not the one that was registered; register the model again.")
+        check_bundle(folder)
         content = read_json(folder / "bundle.json")
         if content["format"] != FORMAT:
             raise UserError(

@@ -2,50 +2,92 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from tasks.errors import Unavailable
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE = os.strerror(errno.ENOSPC)
+
+
+@contextmanager
+def told_when_full(path: Path | str) -> Iterator[None]:
+    """Turn the error of a full disk, within the block that writes ``path``, into one sentence (Unavailable)."""
+    try:
+        yield
+    except Exception as error:
+        first = error.__cause__ if isinstance(error, Unavailable) else error  # told already of a file in this folder
+        number = getattr(first, "errno", None)
+        if number not in FULL and NO_SPACE not in str(first):  # writers in C++ and Rust keep the number in their text
+            raise
+        reason = os.strerror(number) if number in FULL else NO_SPACE
+        raise Unavailable(f"{path} cannot be written ({reason}); free some space and run the same command again.") from first
 
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path in the folder of ``path`` that takes its name when the block ends without an error."""
+    """Yield a temporary path in the folder of ``path`` that takes its name when the block ends without an error.
+
+    A full disk raises Unavailable. What a killed writer has left is cleared away by the next one.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    with told_when_full(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for abandoned in path.parent.glob(f".{glob.escape(path.stem)}.*.tmp{glob.escape(path.suffix)}"):
+            if not _at_work(abandoned.name.removeprefix(f".{path.stem}.").partition("-")[0]):
+                abandoned.unlink(missing_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.{os.getpid()}-", suffix=f".tmp{path.suffix}", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _at_work(pid: str) -> bool:
+    """Whether the process that a temporary file's name tells is still running; True where it tells none."""
     try:
-        yield temporary
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(ValueError, PermissionError):
+            os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @contextmanager
 def atomic_dir(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary folder beside ``path`` that replaces it when the block ends without an error."""
+    """Yield a temporary folder beside ``path`` that replaces it when the block ends without an error.
+
+    A full disk raises Unavailable. What a killed writer has left is cleared away by the next one.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for abandoned in path.parent.glob(f".{path.name}.*.tmp"):  # by a killed run; a folder has one writer at a time
-        shutil.rmtree(abandoned, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    temporary.chmod(0o755)
-    try:
-        yield temporary
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with told_when_full(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for abandoned in path.parent.glob(f".{path.name}.*.tmp"):  # by a killed run; a folder has one writer at a time
+            shutil.rmtree(abandoned, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        temporary.chmod(0o755)
+        try:
+            yield temporary
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

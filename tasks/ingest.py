@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,28 @@ import pandas as pd
 
 from tasks.errors import UserError
 from tasks.files import atomic_dir, file_md5, write_json
+from tasks.history_change import history_change
 from tasks.panel_columns import as_text, label, typed_columns
 from tasks.params import Params, derive_settings
 from tasks.sources import read_chicago, read_table
 
-__all__ = ["ingest", "read_table", "validate_panel"]
+__all__ = ["ingest", "read_table", "to_stderr", "validate_panel"]
+
+CLOCKS_CHANGE_BEFORE = 4
+"""Hour of the day before which clocks are set forward or back, wherever they are."""
 
 
-def ingest(params: Params, root: Path) -> Path:
+def to_stderr(sentence: str) -> None:
+    """Print a warning."""
+    print(f"warning: {sentence}", file=sys.stderr)
+
+
+def ingest(params: Params, root: Path, warn: Callable[[str], None] = to_stderr) -> Path:
     """Read the source that ``params.data`` names and write ``root/data/ingested``: ``panel.parquet`` and ``meta.json``.
 
     The panel has ``unique_id`` (text), ``ds`` (datetime64[ns] or int64), ``y`` (float64) and the covariates, sorted by
-    series and time, regular, with ``y`` empty in the future rows at the end of a series.
+    series and time, regular, with ``y`` empty in the future rows at the end of a series. Where the panel that was there
+    before tells another past, ``warn`` is given the sentence that says so.
 
     Raises
     ------
@@ -34,6 +46,8 @@ def ingest(params: Params, root: Path) -> Path:
     frame = read_chicago(params) if data.source == "chicago" else read_table(root / str(data.path), params)
     panel, notes = validate_panel(frame, params)
     folder = root / "data" / "ingested"
+    if (change := history_change(folder, panel, params)) is not None:
+        warn(change)
     with atomic_dir(folder) as temporary:
         panel.to_parquet(temporary / "panel.parquet", index=False)
         meta = notes | {
@@ -112,8 +126,8 @@ def _refuse_duplicates(panel: pd.DataFrame, params: Params) -> None:
     if len(twice):
         row = panel.loc[twice.min()]
         raise UserError(
-            f"Row {twice.min()} repeats {_where(row, params)}; a series has one row a time "
-            f"({len(twice)} such {'row' if len(twice) == 1 else 'rows'})."
+            f"Row {twice.min()} repeats {_where(row, params)}; a series has one row a time"
+            f"{_clocks(row['ds'], params)} ({len(twice)} such {'row' if len(twice) == 1 else 'rows'})."
         )
 
 
@@ -250,7 +264,16 @@ def _first_gap(panel: pd.DataFrame, stride: pd.Series, watched: list[str], total
     step = frequency if isinstance(frequency, int) else pd.tseries.frequencies.to_offset(frequency)
     gone = after.copy()
     gone["ds"] = earlier["ds"] + step
-    return f"The row of {_where(gone, params)} is missing; {mend} ({count})."
+    return f"The row of {_where(gone, params)} is missing; {mend}{_clocks(gone['ds'], params)} ({count})."
+
+
+def _clocks(time: Any, params: Params) -> str:
+    """What else may be the matter with a repeated or missing time: a clock change, in times that do not tell their zone."""
+    frequency = params.data.frequency
+    within_day = isinstance(frequency, str) and isinstance(pd.tseries.frequencies.to_offset(frequency), pd.offsets.Tick)
+    if not within_day or time.hour >= CLOCKS_CHANGE_BEFORE:
+        return ""
+    return "; if clocks changed then, write times in UTC or with their offset, as 2024-10-27 02:00+01:00"
 
 
 def _regular(part: pd.DataFrame, params: Params) -> pd.DataFrame:

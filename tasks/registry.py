@@ -6,12 +6,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from tasks.bundle import Bundle, bundle_digest, forecast_columns, write_bundle
+from tasks.bundle import Bundle, bundle_digest, check_bundle, forecast_columns, write_bundle
 from tasks.errors import UserError
 from tasks.files import read_json, write_json
 from tasks.params import Params
 from tasks.prepare import INGESTED
-from tasks.tracking_store import current_client, retry
+from tasks.tracking_store import TrackingError, current_client, first_line, retry
 from tasks.versions import COMPARED, aliases_of, version_metrics
 
 RECEIPT = Path("artifacts/receipt.json")
@@ -24,14 +24,18 @@ def register(params: Params, root: Path, run_id: str) -> Path:
     """Write the bundle, log it as one MLflow model and register it; writes and returns ``artifacts/receipt.json``.
 
     The first version becomes ``champion``; a later one becomes ``challenger``, and the receipt compares the two on
-    their test folds. A bundle that is registered already is not registered again, so a rerun changes nothing.
+    their test folds. A bundle that is registered already is not registered again, so a rerun changes nothing, unless the
+    registry's copy of it is damaged.
     """
     folder = write_bundle(params, root)
     digest, name, client = bundle_digest(folder), params.registry.name, current_client()
     versions = retry(client.search_model_versions, f"name = '{name}'")
-    version = next((entry.version for entry in versions if entry.tags.get(DIGEST_TAG) == digest), None)
+    same = (str(entry.version) for entry in versions if entry.tags.get(DIGEST_TAG) == digest)
+    version = next((entry for entry in same if _is_whole(name, entry, digest)), None)
     if version is None:
         version = _log_and_register(params, root, folder, run_id, digest)
+    for metric, value in _compared(read_json(folder / "bundle.json")["metrics"]).items():
+        retry(client.set_model_version_tag, name, version, f"test.{metric}", f"{value:.6g}")
     aliases = dict(aliases_of(name))
     champion = aliases.get("champion")
     if champion is None:
@@ -84,11 +88,7 @@ def _log_and_register(params: Params, root: Path, folder: Path, run_id: str, dig
             metadata={"bundle": digest},
             signature=_signature(params, root),
         )
-    entry = mlflow.register_model(logged.model_uri, params.registry.name, tags={DIGEST_TAG: digest})
-    client = current_client()
-    for metric, value in _compared(read_json(folder / "bundle.json")["metrics"]).items():
-        retry(client.set_model_version_tag, params.registry.name, entry.version, f"test.{metric}", f"{value:.6g}")
-    return str(entry.version)
+    return str(retry(mlflow.register_model, logged.model_uri, params.registry.name, tags={DIGEST_TAG: digest}).version)
 
 
 def _signature(params: Params, root: Path):  # type: ignore[no-untyped-def]
@@ -115,12 +115,39 @@ def load_champion(name: str, alias: str = "champion") -> Bundle:
 
     Raises UserError where the registry holds no such model or alias.
     """
-    import mlflow
-
     version, _ = version_behind(name, alias)
-    location = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}")
-    artifacts = Path(location) / "artifacts"
-    return Bundle.load(next(path.parent for path in artifacts.rglob("manifest.json")), f"{name} version {version}")
+    return Bundle.load(_stored_bundle(name, version), f"{name} version {version}")
+
+
+def _stored_bundle(name: str, version: str) -> Path:
+    """Folder of the registry's copy of a version's bundle, checked against the digest with which it was registered.
+
+    Raises UserError where the copy is not there or is damaged.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        location = retry(mlflow.artifacts.download_artifacts, f"models:/{name}/{version}")
+    except (MlflowException, OSError) as error:
+        raise UserError(f"the files of {name} version {version} cannot be read: {first_line(error)}") from error
+    folder, tags = Path(location) / "artifacts/bundle", retry(current_client().get_model_version, name, version).tags
+    try:
+        check_bundle(folder, tags.get(DIGEST_TAG))
+    except UserError as error:
+        raise UserError(f"{name} version {version} is damaged: {error}") from None
+    return folder
+
+
+def _is_whole(name: str, version: str, digest: str) -> bool:
+    """Whether the registry's copy of a version's bundle can be read and is what was registered."""
+    try:
+        check_bundle(_stored_bundle(name, version), digest)
+    except TrackingError:
+        raise
+    except UserError:
+        return False
+    return True
 
 
 def version_behind(name: str, alias: str = "champion") -> tuple[str, str]:

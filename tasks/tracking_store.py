@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from tasks.errors import UserError
+from tasks.errors import Unavailable
 from tasks.files import locked
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class TrackingError(UserError):
+class TrackingError(Unavailable):
     """MLflow cannot be reached or is locked for longer than a few retries, told in one sentence."""
 
 
@@ -49,7 +49,7 @@ def initialise(uri: str | None = None) -> str:
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise TrackingError("services.mlflow_uri in params.yaml and MLFLOW_TRACKING_URI are both unset; set one of them.")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # with growing pauses, half a minute in all
     import mlflow
 
     mlflow.set_tracking_uri(uri)

@@ -10,14 +10,15 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from models.forecasters.factory import FAMILIES
-from tasks.errors import UserError
-from tasks.files import atomic_dir, digest_of, file_md5, held, read_json, write_json
+from tasks.errors import Unavailable, UserError
+from tasks.files import atomic_dir, digest_of, file_md5, held, read_json, told_when_full, write_json
 from tasks.params import Params
 from tasks.prepare import ARRAYS, PREPARED, load_prepared
 from tasks.presets import passes_of
@@ -41,16 +42,24 @@ RunMembers = Callable[[Sequence["MemberSpec"]], None]
 
 
 def training_digest(params: Params, family: str, root: Path) -> str:
-    """Identity of a training run: what it depends on and nothing else."""
+    """Identity of a training run: the params, data and code that it depends on and nothing else."""
     config = getattr(params.forecasters, family).model_dump()
     train = params.train.model_dump(exclude={"workers"})
-    return digest_of([family, config, train, passes_of(params, family), prepared_md5s(root)])
+    return digest_of([family, config, train, passes_of(params, family), prepared_md5s(root), _code()])
 
 
 def prepared_md5s(root: Path) -> list[str]:
     """MD5s of the prepared files that training reads."""
     files = [*(f"{name}.npy" for name in ARRAYS), "encoding.json", "windows_train.npy", "windows_early_stopping.npy"]
     return [file_md5(root / PREPARED / name) for name in files]
+
+
+@cache
+def _code() -> list[str]:
+    """Digests of the code that trains and predicts: all of models/, and the files of this folder that call it."""
+    here = Path(__file__).parent
+    paths = [here / "member.py", here / "predict.py", *sorted((here.parent / "models").rglob("*.py"))]
+    return [file_md5(path) for path in paths]
 
 
 def sole_run(path: Path) -> AbstractContextManager[None]:
@@ -91,8 +100,21 @@ def train_family(params: Params, root: Path, family: str, run: RunMembers | None
             (run or run_members)(left)
         with atomic_dir(root / TRAINED / family) as folder:
             gather_members(params, keep, folder)
-        shutil.rmtree(keep)
+        for checkpoint in keep.glob("member_*/*.ckpt"):
+            checkpoint.unlink()
     return root / TRAINED / family
+
+
+def forget_members(root: Path) -> None:
+    """Remove the members that training keeps: DVC has their artefacts now, where a stage runs that depends on them.
+
+    Until then they stay, so that a run that stops after training (a service is lost, the disk is full) trains none again.
+    """
+    for base in (root / CHECKPOINTS).glob("*"):
+        with sole_run(base / "lock"):
+            for kept in base.iterdir():
+                if kept.is_dir():
+                    shutil.rmtree(kept)
 
 
 def members_left(params: Params, root: Path, family: str, keep: Path) -> list[MemberSpec]:
@@ -118,7 +140,7 @@ def run_members(specs: Sequence[MemberSpec]) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tasks.member", "tasks.predict"])
     news = context.Queue()
-    waiting, running, failures = list(specs), dict[str, Any](), list[str]()
+    waiting, running, failures = list(specs), dict[str, Any](), list[Exception]()
     with EpochBar(f"train {family}", {spec.name: spec.config.max_epochs for spec in specs}) as bar:
         while waiting or running:
             while waiting and len(running) < workers:
@@ -141,13 +163,13 @@ def run_members(specs: Sequence[MemberSpec]) -> None:
                     bar.ended(name)
                     if process.exitcode != 0:
                         waiting.clear()
-                        failures.append(f"{name} ended with exit code {process.exitcode}")
+                        failures.append(RuntimeError(f"{name} ended with exit code {process.exitcode}"))
     while not news.empty():
         kind, _, value = news.get()
         if kind == "failure":
             failures.insert(0, value)
     if failures:
-        raise RuntimeError(failures[0])
+        raise failures[0]
 
 
 def _member_process(spec: MemberSpec, news: Any) -> None:
@@ -157,7 +179,8 @@ def _member_process(spec: MemberSpec, news: Any) -> None:
     try:
         complete_member(spec, lambda epoch, loss: news.put(("epoch", spec.name, (epoch, loss))))
     except Exception as error:
-        news.put(("failure", spec.name, f"{type(error).__name__}: {error}"))
+        known = isinstance(error, Unavailable)
+        news.put(("failure", spec.name, Unavailable(str(error)) if known else RuntimeError(f"{type(error).__name__}: {error}")))
         news.close()
         news.join_thread()
         raise SystemExit(1) from error
@@ -167,29 +190,36 @@ def complete_member(spec: MemberSpec, report: Callable[[int, float], None]) -> N
     """Train a member and let it predict every fold, or go on where a killed process left it.
 
     The member's ``lock`` names the process at work; another one waits for it, so that two never write the same files.
+    A full disk raises Unavailable.
     """
-    from tasks.member import PREDICTED, load_member, train_member
+    from tasks.member import train_member
+
+    with held(spec.folder / "lock", lambda pid: None), told_when_full(spec.folder):
+        weights = train_member(spec, report)
+        if not spec.done:
+            _predict_folds(spec, weights)
+
+
+def _predict_folds(spec: MemberSpec, weights: Path) -> None:
+    """Write a member's predictions of every fold, and last the note that they are whole."""
+    from tasks.member import PREDICTED, load_member
     from tasks.predict import predict_windows
 
-    with held(spec.folder / "lock", lambda pid: None):
-        weights = train_member(spec, report)
-        if spec.done:
-            return
-        prepared = load_prepared(spec.root)
-        forecaster = load_member(spec.family, spec.config, prepared.panel.schema, weights)
-        for fold in FOLDS:
-            passes = passes_of(spec.params, spec.family)
-            predicted = predict_windows(forecaster, prepared.panel, prepared.windows[fold], spec.seed, passes)
-            for name, values in predicted._asdict().items():
-                if values is not None:
-                    np.save(spec.folder / f"{name}_{fold}.npy", values)
-        if spec.index == 0:
-            train = prepared.windows["train"]
-            chosen = np.linspace(0, len(train) - 1, min(FEATURE_SAMPLE, len(train))).astype(np.int64)
-            sample = replace(train, series=train.series[chosen], cutoff=train.cutoff[chosen])
-            np.save(spec.folder / "windows_sample.npy", np.stack([sample.series.numpy(), sample.cutoff.numpy()]))
-            np.save(spec.folder / "features_train.npy", predict_windows(forecaster, prepared.panel, sample, spec.seed).features)
-        write_json(spec.folder / PREDICTED, {"done": True})
+    prepared = load_prepared(spec.root)
+    forecaster = load_member(spec.family, spec.config, prepared.panel.schema, weights)
+    for fold in FOLDS:
+        passes = passes_of(spec.params, spec.family)
+        predicted = predict_windows(forecaster, prepared.panel, prepared.windows[fold], spec.seed, passes)
+        for name, values in predicted._asdict().items():
+            if values is not None:
+                np.save(spec.folder / f"{name}_{fold}.npy", values)
+    if spec.index == 0:
+        train = prepared.windows["train"]
+        chosen = np.linspace(0, len(train) - 1, min(FEATURE_SAMPLE, len(train))).astype(np.int64)
+        sample = replace(train, series=train.series[chosen], cutoff=train.cutoff[chosen])
+        np.save(spec.folder / "windows_sample.npy", np.stack([sample.series.numpy(), sample.cutoff.numpy()]))
+        np.save(spec.folder / "features_train.npy", predict_windows(forecaster, prepared.panel, sample, spec.seed).features)
+    write_json(spec.folder / PREDICTED, {"done": True})
 
 
 def gather_members(params: Params, keep: Path, folder: Path) -> None:

@@ -57,7 +57,8 @@ def contest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
         monkeypatch.setattr(registry, "load_champion", lambda name, alias: alias)
         monkeypatch.setattr(promotion, "promoted_at", lambda *given: None)
         monkeypatch.setattr(promotion, "judged", lambda *given: earlier)
-        monkeypatch.setattr(promotion, "promote", lambda root, name, which, *why: done.append(("promoted", which)))
+        real = [("promoted", which) for which in (version,) if which != champion]  # of a champion it changes nothing
+        monkeypatch.setattr(promotion, "promote", lambda root, name, which, *why: done.extend(real))
         monkeypatch.setattr(promotion, "keep_out", lambda root, name, which, *why: done.append(("kept out", which)))
         return retrain.decide(tmp_path, Params(), before), done
 

@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import mlflow
 import psutil
 import pytest
 from mlflow import MlflowClient
 
 from flows.pipeline import USER_ERROR
-from flows.stage import Stage, _not_a_users_mistake, identity, run_stage
+from flows.stage import Stage, _not_told_anyway, identity, run_stage
 from tasks.errors import UserError
 from tasks.tracking_store import TrackingError
 
@@ -116,6 +117,8 @@ def test_the_identity_follows_params_data_and_lock(new_project: Callable[[Path],
     ("error", "message", "shown"),
     [
         (UserError("x"), "Encountered exception during execution", False),
+        (httpx.ConnectError("x"), "Encountered exception during execution", False),
+        (None, "Finished in state Failed('Task run encountered an exception Unavailable: x')", False),
         (TrackingError("x"), "Task run failed with exception", False),
         (None, "Finished in state Failed('Task run encountered an exception UserError: x')", False),
         (None, "Finished in state Failed('Flow run encountered an exception: TrackingError: x')", False),
@@ -128,7 +131,7 @@ def test_only_what_prefect_says_of_a_users_mistake_is_kept_off_the_console(
 ) -> None:
     info = None if error is None else (type(error), error, None)
     record = logging.LogRecord("prefect.flow_runs", logging.ERROR, "", 0, message, (), info)
-    assert _not_a_users_mistake(record) is shown
+    assert _not_told_anyway(record) is shown
 
 
 @pytest.mark.parametrize(("shell", "rest"), [("/bin/bash", ""), ("/bin/sh", ""), ("/bin/sh", "; true")])

@@ -108,7 +108,7 @@ def test_a_run_on_postgres_leaves_no_sqlite_behind_and_a_lost_server_is_one_sent
     postgres.stop()
     lost = command(root, environment, "forecast")
     postgres.start()
-    assert lost.returncode == 2
+    assert lost.returncode == 1
     told = lost.stderr.strip().splitlines()
     assert len(told) == 1, told
     assert told[0].startswith("weatherglass: MLflow at postgresql://***@127.0.0.1:")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import stat
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tasks.errors import Unavailable
 from tasks.files import atomic_dir, atomic_path, digest_of, file_md5, read_json, write_json, write_text
 
 
@@ -49,6 +53,37 @@ def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
         (temporary / "third").write_text("3")
     assert (names(tmp_path), names(folder)) == (["train"], ["third"])
     assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_one_sentence_that_names_what_was_to_be_written(tmp_path: Path, error: Exception) -> None:
+    told = r"cannot be written \(.*\); free some space and run the same command again\.$"
+    with pytest.raises(Unavailable, match=rf"^{tmp_path}/table\.csv {told}"), atomic_path(tmp_path / "table.csv") as temporary:
+        temporary.write_text("half")
+        raise error
+    inside = pytest.raises(Unavailable, match=rf"^{tmp_path}/train {told}")
+    with inside, atomic_dir(tmp_path / "train") as folder, atomic_path(folder / "inner.json"):
+        raise error
+    assert names(tmp_path) == []
+    with pytest.raises(OSError, match="Permission"), atomic_path(tmp_path / "table.csv"):
+        raise OSError(errno.EACCES, "Permission denied")
+
+
+def test_a_killed_writers_temporary_file_is_cleared_and_that_of_a_living_one_stays(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / f".a.{ended.pid}-abc.tmp.json").write_text("{")
+    (tmp_path / f".a.{os.getpid()}-abc.tmp.json").write_text("{")
+    (tmp_path / f".a.b.{ended.pid}-abc.tmp.json").write_text("{")
+    write_json(tmp_path / "a.json", {})
+    assert names(tmp_path) == sorted([f".a.{os.getpid()}-abc.tmp.json", f".a.b.{ended.pid}-abc.tmp.json", "a.json"])
 
 
 def test_what_a_killed_writer_left_is_cleared_by_the_next_one(tmp_path: Path) -> None:

@@ -98,6 +98,23 @@ def test_a_shuffled_csv_becomes_a_sorted_panel_with_the_ids_as_written(tmp_path:
     assert panel.loc[panel["y"].isna(), "rain"].isna().all()  # the table knew it, a forecaster may not
 
 
+@pytest.mark.parametrize(("start", "problem"), [("2024-10-26", "repeats"), ("2024-03-30", "is missing")])
+def test_a_clock_change_is_suspected_at_night_and_hours_with_their_offset_are_no_problem(
+    tmp_path: Path, start: str, problem: str
+) -> None:
+    ds = pd.date_range(start, periods=700, freq="h", tz="Europe/Berlin")
+    frame = pd.DataFrame({"unique_id": "park", "ds": ds.tz_localize(None), "y": np.arange(700.0) % 24})
+    plain: dict[str, Any] = {"frequency": "h", "known_future": [], "past_only": [], "static": [], "holidays": None}
+    plain |= {"id_column": "unique_id", "time_column": "ds", "target_column": "y"}
+    sentence = told(frame, tmp_path, **plain)
+    assert problem in sentence and "'park'" in sentence and " 02:00:00" in sentence
+    assert "if clocks changed then, write times in UTC or with their offset, as 2024-10-27 02:00+01:00" in sentence
+    panel, _ = checked(frame.assign(ds=ds.map(lambda time: time.isoformat(sep=" "))), tmp_path, **plain)
+    assert (panel["ds"] == ds.tz_convert(None)).all()
+    noon = pd.Timestamp("2024-11-05 12:00" if problem == "repeats" else "2024-04-10 12:00")
+    assert "clocks" not in told(panel[panel["ds"] != noon], tmp_path, **plain), "no clock changes at noon"
+
+
 @pytest.mark.parametrize("form", ["semicolons", "gzip", "parquet", "bom"])
 def test_every_form_of_a_table_gives_the_same_panel(tmp_path: Path, form: str) -> None:
     expected, _ = checked(sales(), tmp_path)

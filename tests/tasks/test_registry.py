@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tasks.errors import UserError
-from tasks.files import read_json, write_json
+from tasks.files import file_md5, read_json, write_json
 from tasks.forecast import check_output, forecast_table, write_forecast
 from tasks.params import Params
 from tasks.registry import RECEIPT, load_champion, register, set_aside
@@ -125,3 +125,32 @@ def test_an_output_of_another_kind_is_refused_and_the_old_file_stays(tmp_path: P
     with pytest.raises(UserError, match="forecast'"):
         check_output(tmp_path / "forecast")
     assert old.read_text() == "old"
+
+
+@pytest.mark.parametrize("damage", ["weights", "manifest", "both"])
+def test_a_damaged_copy_is_refused_and_registering_again_makes_a_whole_one(
+    receipts: list[dict[str, Any]], project: Path, damage: str
+) -> None:
+    stored = next(Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}/1")).rglob("manifest.json")).parent
+    weights, manifest = stored / "members/tcn/member_0.safetensors", stored / "manifest.json"
+    before = {path: path.read_bytes() for path in (weights, manifest)}
+    if damage != "manifest":
+        weights.write_bytes(before[weights][:-1] + b"!")
+    if damage == "manifest":
+        manifest.write_text("{")
+    if damage == "both":
+        name = str(weights.relative_to(stored))
+        write_json(manifest, read_json(manifest) | {name: file_md5(weights)})
+    try:
+        with pytest.raises(UserError, match=r"^weatherglass version 1 is damaged: the bundle's file") as caught:
+            load_champion(NAME)
+        assert "weatherglass run --force register" in str(caught.value)
+        if damage == "both":
+            again = read_json(
+                register(Params.load(root=project), project, parent_run(project, "registering", {"params": "same"}))
+            )
+            assert (again["version"], again["bundle"]) == ("3", receipts[0]["bundle"])
+            assert load_champion(NAME, "challenger").name == "weatherglass version 3"
+    finally:
+        for path, content in before.items():
+            path.write_bytes(content)

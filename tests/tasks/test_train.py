@@ -22,7 +22,7 @@ from tasks.params import Params
 from tasks.predict import predict_windows
 from tasks.prepare import load_prepared
 from tasks.settings import FOLDS
-from tasks.train import CHECKPOINTS, TRAINED, sole_run, train_family, training_digest
+from tasks.train import CHECKPOINTS, TRAINED, forget_members, sole_run, train_family, training_digest
 
 EPOCHS = 25
 TRAIN = """
@@ -54,11 +54,15 @@ def test_every_member_predicts_every_fold_and_its_weights_say_the_same(trained_p
             np.testing.assert_allclose(again, quantiles(trained_project, family, "test")[index], rtol=1e-5)
 
 
-def test_members_differ_by_their_seeds_and_leave_no_checkpoint(trained_project: Path) -> None:
+def test_members_differ_by_their_seeds_and_are_kept_until_they_are_forgotten(trained_project: Path) -> None:
     values = quantiles(trained_project, "tcn", "test")
     assert not np.allclose(values[0], values[1])
     histories = read_json(trained_project / TRAINED / "tcn" / "history.json")
     assert [[row["epoch"] for row in history] for history in histories] == [[1, 2], [1, 2]]
+    kept = [path for path in (trained_project / CHECKPOINTS / "tcn").rglob("*") if path.is_file()]
+    assert sorted(path.parent.name for path in kept if path.name == "predicted.json") == ["member_0", "member_1"]
+    assert not [path for path in kept if path.suffix == ".ckpt"], "checkpoints are of no use once members are trained"
+    forget_members(trained_project)
     assert [path.name for path in (trained_project / CHECKPOINTS / "tcn").iterdir()] == ["lock"]
 
 
