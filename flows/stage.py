@@ -94,6 +94,7 @@ def _run_flow(name: str, body: Callable[[Stage], None], root: Path, params: Para
 
     from tasks.tracking import initialise, parent_run, stage_run
 
+    logging.raiseExceptions = False  # a log line that Prefect's server does not take is no error of the stage's
     quiet_mistakes()
 
     @flow(name=name.split("@")[0], flow_run_name=name, persist_result=False)

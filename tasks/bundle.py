@@ -101,7 +101,7 @@ def bundle_digest(folder: Path) -> str:
 
 def check_bundle(folder: Path, digest: str | None = None) -> None:
     """Raise UserError where a file of a bundle is missing or is not what was written, or its `bundle_digest` another."""
-    again = "bring it back from a backup, or register it again by `weatherglass run --force register`."
+    again = "bring it back from a backup, or register it again by `dvc repro -s -f register`."
     try:
         manifest = dict(read_json(folder / "manifest.json"))
     except (OSError, ValueError, TypeError):

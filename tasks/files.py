@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,6 +19,9 @@ from tasks.errors import Unavailable
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_SPACE = os.strerror(errno.ENOSPC)
+FULL_TEXT = re.compile(rf"{NO_SPACE}|{os.strerror(errno.EFBIG)}|\d+ requested and \d+ written")
+"""How a full disk is told by writers that leave the error's number out: those in C++ and Rust, and numpy's."""
+ABANDONED = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp(\.\w+)?")
 
 
 @contextmanager
@@ -29,7 +32,7 @@ def told_when_full(path: Path | str) -> Iterator[None]:
     except Exception as error:
         first = error.__cause__ if isinstance(error, Unavailable) else error  # told already of a file in this folder
         number = getattr(first, "errno", None)
-        if number not in FULL and NO_SPACE not in str(first):  # writers in C++ and Rust keep the number in their text
+        if number not in FULL and not FULL_TEXT.search(str(first)):
             raise
         reason = os.strerror(number) if number in FULL else NO_SPACE
         raise Unavailable(f"{path} cannot be written ({reason}); free some space and run the same command again.") from first
@@ -39,33 +42,39 @@ def told_when_full(path: Path | str) -> Iterator[None]:
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path in the folder of ``path`` that takes its name when the block ends without an error.
 
-    A full disk raises Unavailable. What a killed writer has left is cleared away by the next one.
+    A full disk raises Unavailable. What killed writers have left in the folder is cleared away.
     """
     path = Path(path)
     with told_when_full(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        for abandoned in path.parent.glob(f".{glob.escape(path.stem)}.*.tmp{glob.escape(path.suffix)}"):
-            if not _at_work(abandoned.name.removeprefix(f".{path.stem}.").partition("-")[0]):
-                abandoned.unlink(missing_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.{os.getpid()}-", suffix=f".tmp{path.suffix}", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        _clear_abandoned(path.parent)
+        handle, temporary = _locked_temporary(path)
         try:
             yield temporary
             temporary.chmod(0o644)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+            os.close(handle)
 
 
-def _at_work(pid: str) -> bool:
-    """Whether the process that a temporary file's name tells is still running; True where it tells none."""
-    try:
-        with suppress(ValueError, PermissionError):
-            os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    return True
+def _locked_temporary(path: Path) -> tuple[int, Path]:
+    """A new temporary file for ``path`` under a lock that ends with its writer, however that ends."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}", dir=path.parent)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.exists(name):  # nobody has cleared it away before it was locked
+            return handle, Path(name)
+        os.close(handle)
+
+
+def _clear_abandoned(folder: Path) -> None:
+    """Remove temporary files of `atomic_path` in ``folder`` whose writers are gone: nobody holds their lock."""
+    for left in folder.glob(".*.tmp*"):
+        if ABANDONED.fullmatch(left.name) and left.is_file():
+            with suppress(OSError), left.open("r+b") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
 
 
 @contextmanager

@@ -177,7 +177,7 @@ def stage_run(parent_run_id: str, name: str, tags: Mapping[str, str] | None = No
     """Open a child run ``name`` under a parent (a pipeline, or a stage for a member) for the length of the block.
 
     A child of the same name that a killed process left running is marked KILLED first. The run ends FINISHED, FAILED
-    when the block raises, KILLED when it is interrupted.
+    when the block raises, KILLED when it is interrupted; where MLflow itself was lost, the next run marks it.
     """
     client = current_client()
     parent = _find_run(client, parent_run_id)
@@ -213,16 +213,20 @@ def resumed_run(
 
 @contextmanager
 def _ended_as_the_block_ends(run_id: str) -> Iterator[None]:
-    """End a run FINISHED, FAILED when the block raises, KILLED when it is interrupted."""
-    status = "KILLED"
+    """End a run FINISHED, FAILED when the block raises, KILLED when it is interrupted; not where MLflow itself was lost."""
+    status: str | None = "KILLED"
     try:
         yield
         status = "FINISHED"
+    except TrackingError:
+        status = None
+        raise
     except Exception:
         status = "FAILED"
         raise
     finally:
-        retry(current_client().set_terminated, run_id, status)
+        if status is not None:
+            retry(current_client().set_terminated, run_id, status)
 
 
 def log_stage(

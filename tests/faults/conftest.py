@@ -22,7 +22,7 @@ FEW = {
     "baselines.models": ["seasonal_naive"],
     "projection.points": 20,
 }
-IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "PREFECT_CLIENT_MAX_RETRIES": "1"}
+IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "PREFECT_CLIENT_MAX_RETRIES": "1"}
 TABLE = pytest.StashKey[list[tuple[str, str, str]]]()
 
 

@@ -124,8 +124,8 @@ def test_a_corrupt_bundle_is_not_forecast_from(disturbed: Any, undisturbed: Any,
                 "members/tcn/member_0.safetensors" in refused.stderr and "weatherglass version 1 is damaged" in refused.stderr
             )
             assert not (disturbed.root / "forecast.csv").exists()
-        with fault("register --force and promote after it", "a whole copy is registered, forecasts answer"):
-            again = disturbed.run("flows", "run", "--force", "register")
+        with fault("register and promote after it", "a whole copy is registered, forecasts answer"):
+            again = disturbed.run("dvc", "repro", "-s", "-f", "register")
             assert again.returncode == 0, again.stderr[-3000:]
             assert disturbed.run("flows", "promote").returncode == 0
             answered = disturbed.run("flows", "forecast", "--output", "forecast.csv")

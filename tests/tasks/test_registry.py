@@ -144,7 +144,7 @@ def test_a_damaged_copy_is_refused_and_registering_again_makes_a_whole_one(
     try:
         with pytest.raises(UserError, match=r"^weatherglass version 1 is damaged: the bundle's file") as caught:
             load_champion(NAME)
-        assert "weatherglass run --force register" in str(caught.value)
+        assert "dvc repro -s -f register" in str(caught.value)
         if damage == "both":
             again = read_json(
                 register(Params.load(root=project), project, parent_run(project, "registering", {"params": "same"}))
