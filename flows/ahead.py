@@ -12,12 +12,12 @@ from flows.stage import Stage, run_stage
 from tasks.params import Params
 
 
-def train_ahead(root: Path, params: Params) -> int:
+def train_ahead(root: Path, params: Params, force: bool = False) -> int:
     """Train the members of all families that DVC is going to train, where there is more than one; returns the exit code.
 
     Their checkpoints lie where the stages look for them, so that each stage finds its members done.
     """
-    families = stale_families(root, params)
+    families = list(params.families) if force else stale_families(root, params)
     if len(families) < 2:
         return 0
     return run_stage("train", lambda stage: ahead_flow(stage, families), root)

@@ -46,7 +46,7 @@ def run_pipeline(root: Path, targets: Sequence[str] = (), force: bool = False) -
         if params.runner != "local" and not targets and not code:
             from flows.ahead import train_ahead
 
-            code = reproduce(root, ["prepare"], force=False) or train_ahead(root, params)
+            code = reproduce(root, ["prepare"], force) or train_ahead(root, params, force)
         code = code or reproduce(root, targets, force)
         if code == 0 and (not targets or "register" in targets) and from_experiment(root):
             code = reproduce(root, ["--single-item", "register"], force=True)

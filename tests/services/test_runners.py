@@ -87,9 +87,11 @@ def ray_cluster(service: Service, free_port: Callable[[], int]) -> Iterator[Clus
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:  # a socket's path must be short
         head = ("--head", "--node-ip-address", "127.0.0.1", "--port", address.split(":")[1], "--num-cpus", "0")
         service(str(BIN / "ray"), "start", *head, "--include-dashboard", "false", "--temp-dir", folder, *small)
-        node = (str(BIN / "ray"), "start", "--address", address, "--node-ip-address", "127.0.0.1", "--num-cpus", "1", *small)
         wait_for(lambda: ray_cpus(address) == 0)
-        workers = service(*node), service(*node)
+        node = (str(BIN / "ray"), "start", "--address", address, "--node-ip-address", "127.0.0.1", "--num-cpus", "1", *small)
+        random = ("--min-worker-port", "0", "--max-worker-port", "0")  # by default each node takes the same
+        first, second = (("--dashboard-agent-listen-port", str(free_port()), *random) for _ in range(2))
+        workers = service(*node, *first), service(*node, *second)
         wait_for(lambda: ray_cpus(address) == 2)
         yield Cluster("ray", address, workers)
 
