@@ -17,7 +17,7 @@ def train_ahead(root: Path, params: Params, force: bool = False) -> int:
 
     Their checkpoints lie where the stages look for them, so that each stage finds its members done.
     """
-    families = list(params.families) if force else stale_families(root, params)
+    families: list[str] = list(params.families) if force else stale_families(root, params)
     if len(families) < 2:
         return 0
     return run_stage("train", lambda stage: ahead_flow(stage, families), root)
