@@ -47,7 +47,7 @@ def alone(root: Path) -> AbstractContextManager[None]:
 def decide(root: Path, params: Params, before: str | None) -> int:
     """Promote the challenger of the last run, or keep the champion; says why and returns the exit code."""
     from tasks.files import read_json
-    from tasks.promotion import judged, keep_out, promote, promoted_at
+    from tasks.promotion import ROLLED_BACK, judged, keep_out, promote, promoted_at
     from tasks.registry import RECEIPT, load_champion
 
     name, receipt = params.registry.name, read_json(root / RECEIPT)
@@ -61,7 +61,8 @@ def decide(root: Path, params: Params, before: str | None) -> int:
         print(f"{name}: nothing new; version {champion} stays @champion")
         return EXIT_KEPT
     if (earlier := judged(name, version, champion)) is not None:
-        print(f"{name}: version {version} was kept out {earlier.at}: {earlier.reason}; version {champion} stays @champion")
+        what = "rolled back" if earlier.action == ROLLED_BACK else "kept out"
+        print(f"{name}: version {version} was {what} {earlier.at}: {earlier.reason}; version {champion} stays @champion")
         return EXIT_KEPT
     old, new = (load_champion(name, alias) for alias in ("champion", "challenger"))
     verdict = meet(root, params, old, new, promoted_at(name, champion))

@@ -21,6 +21,7 @@ from tasks.versions import COMPARED, aliases_of, version_metrics
 DECISIONS = Path("artifacts/decisions")
 DECISION_TAG = "weatherglass.decision"
 TOLD = 15  # decisions in a tag, whose length MLflow limits
+PROMOTED, KEPT_OUT, ROLLED_BACK = "promoted", "kept out", "rolled back to"
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous_champion"
 
 
@@ -63,7 +64,7 @@ def promote(
             if aliases.get(CHALLENGER) == version:  # left by a promotion that was killed at its last step
                 retry(current_client().delete_registered_model_alias, name, CHALLENGER)
             return None
-        decision = Decision(name, version, "promoted", champion, champion, reason, _now(), figures or {})
+        decision = Decision(name, version, PROMOTED, champion, champion, reason, _now(), figures or {})
         _carry_out(root, decision, drop_challenger=aliases.get(CHALLENGER) == version)
         return decision
 
@@ -72,21 +73,23 @@ def keep_out(root: Path, name: str, version: str, reason: str, figures: Mapping[
     """Record that ``version`` did not pass the gate; aliases stay as they are."""
     with locked(root / ".weatherglass/promotion.lock"):
         aliases = _known(name)
-        decision = Decision(name, version, "kept out", aliases.get(CHAMPION), aliases.get(PREVIOUS), reason, _now(), figures)
+        decision = Decision(name, version, KEPT_OUT, aliases.get(CHAMPION), aliases.get(PREVIOUS), reason, _now(), figures)
         _record(root, decision)
         return decision
 
 
 def judged(name: str, version: str, champion: str) -> Decision | None:
-    """The gate's last decision that kept ``version`` out against ``champion``, or None."""
-    told = _decisions(name, version)
-    kept = bool(told) and (told[-1].action, told[-1].champion) == ("kept out", champion)
-    return told[-1] if kept else None
+    """The last decision that keeps ``version`` out against ``champion``, the gate's or a rollback from it, or None."""
+    for told, action, before in ((version, KEPT_OUT, champion), (champion, ROLLED_BACK, version)):
+        last = next(iter(_decisions(name, told)[-1:]), None)
+        if last is not None and (last.action, last.champion) == (action, before):
+            return last
+    return None
 
 
 def promoted_at(name: str, version: str) -> str | None:
     """When ``version`` last became champion, as ISO 8601; None for a first version, which nobody promoted."""
-    return next((each.at for each in reversed(_decisions(name, version)) if each.action != "kept out"), None)
+    return next((each.at for each in reversed(_decisions(name, version)) if each.action != KEPT_OUT), None)
 
 
 def rollback(root: Path, name: str, reason: str = "asked for") -> Decision:
@@ -102,9 +105,9 @@ def rollback(root: Path, name: str, reason: str = "asked for") -> Decision:
                 f"model '{name}' has no previous champion to go back to; `weatherglass history` lists its versions."
             )
         _check_version(name, version)
-        before = next((row for row in reversed(_decisions(name, version)) if row.action == "promoted"), None)
+        before = next((row for row in reversed(_decisions(name, version)) if row.action == PROMOTED), None)
         previous = None if before is None else before.previous
-        decision = Decision(name, version, "rolled back to", champion, previous, reason, _now())
+        decision = Decision(name, version, ROLLED_BACK, champion, previous, reason, _now())
         _carry_out(root, decision, drop_challenger=aliases.get(CHALLENGER) == version)
         return decision
 

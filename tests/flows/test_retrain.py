@@ -70,14 +70,17 @@ def test_exit_codes_and_decisions(contest: Callable[..., Any], capsys: pytest.Ca
     assert contest("1", "1", "1", True) == (3, [])
     assert contest("2", "1", "1", True) == (0, [("promoted", "2")])
     assert contest("3", "2", "2", False) == (3, [("kept out", "3")])
-    earlier = SimpleNamespace(at="2026-01-02T03:04:05Z", reason="CRPS +9%")
+    earlier = SimpleNamespace(action="kept out", at="2026-01-02T03:04:05Z", reason="CRPS +9%")
     assert contest("3", "2", "2", True, earlier) == (3, []), "what was judged is not judged again"
+    undone = SimpleNamespace(action="rolled back to", at="2026-01-03T03:04:05Z", reason="complaints")
+    assert contest("2", "1", "1", True, undone) == (3, []), "what was rolled back does not come back by itself"
     said = capsys.readouterr().out.splitlines()
     assert said[0].endswith("version 1 is the first and @champion")
     assert said[1].endswith("nothing new; version 1 stays @champion")
     assert "version 2 is @champion now: CRPS -5.0%; version 1 is @previous_champion" in said[2]
     assert "version 3 is kept out" in said[3] and "version 2 stays @champion" in said[3]
     assert "was kept out 2026-01-02T03:04:05Z: CRPS +9%" in said[4]
+    assert "version 2 was rolled back 2026-01-03T03:04:05Z: complaints; version 1 stays @champion" in said[5]
 
 
 def test_ingest_until_writes_the_date_and_takes_a_wrong_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from tasks import promotion
 from tasks.errors import UserError
 from tasks.files import read_json
-from tasks.promotion import DECISIONS, history, history_text, promote, rollback
+from tasks.promotion import DECISIONS, history, history_text, judged, promote, rollback
 from tasks.tracking import initialise
 
 NAME = "boardings"
@@ -64,6 +64,18 @@ def test_rollbacks_go_back_and_never_forth(client: MlflowClient, tmp_path: Path)
     with pytest.raises(UserError, match="no previous champion to go back to"):
         rollback(tmp_path, NAME)
     assert held(client) == {"champion": "1"}
+
+
+def test_what_was_rolled_back_stays_out_until_it_is_promoted_by_hand(client: MlflowClient, tmp_path: Path) -> None:
+    promote(tmp_path, NAME)
+    assert judged(NAME, "1", "2") is None
+    rollback(tmp_path, NAME, reason="complaints")
+    kept = judged(NAME, "2", "1")
+    assert kept is not None and kept.reason == "complaints"
+    assert judged(NAME, "3", "1") is None, "another version may come"
+    promote(tmp_path, NAME, "2")
+    assert judged(NAME, "1", "2") is None
+    assert held(client)["champion"] == "2"
 
 
 def test_the_history_tells_every_version(client: MlflowClient, tmp_path: Path) -> None:
