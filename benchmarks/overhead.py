@@ -16,18 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import machine, parser, report, table, versions
+from benchmarks.path import Stopwatch
 from tasks.errors import UserError
 from tasks.files import read_json, write_json
 
 HOME = Path(__file__).resolve().parent.parent
 HOUSES = ("flows", "tasks", "models", "benchmarks")
 GOALS = {"overhead_share": 0.10, "overhead_seconds": 40.0, "no_op_seconds": 10.0}
-BARE = """
-import sys, time
-from benchmarks.overhead import bare
-if __name__ == "__main__":
-    bare(sys.argv[1])
-"""
+BARE = "import sys; from benchmarks.overhead import bare; bare(sys.argv[1])"
 NOTES = (
     "Seconds of the clock, each measured once: a run is long against the noise of an idle machine.",
     "bare: the work of every stage but register, called in order in one process, which imports everything once; members "
@@ -67,21 +63,15 @@ def bare(folder: str) -> None:
 
     root = Path(folder)
     params = Params.load(root=root)
-    seconds: dict[str, float] = {}
-
-    def timed(name: str, work: Any, *arguments: Any) -> None:
-        started = time.perf_counter()
-        work(params, root, *arguments)
-        seconds[name] = time.perf_counter() - started
-
+    seconds = Stopwatch()
     for work in (ingest, prepare, run_baselines):
-        timed(work.__name__, work)
+        seconds.time(work.__name__, work, params, root)
     for family in params.families:
-        timed(f"train@{family}", train_family, family)
+        seconds.time(f"train@{family}", train_family, params, root, family)
     for work in (make_ensemble, calibrate, interpret):
-        timed(work.__name__, work)
-    timed("evaluate", evaluate_and_report, {})
-    timed("project", project)
+        seconds.time(work.__name__, work, params, root)
+    seconds.time("evaluate", evaluate_and_report, params, root, {})
+    seconds.time("project", project, params, root)
     write_json(root / "bare.json", seconds)
 
 

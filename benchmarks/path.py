@@ -37,16 +37,21 @@ def default_params(families: list[str], members: int, baselines: list[str]) -> P
     return Params.model_validate(tree | {"baselines": tree["baselines"] | {"models": baselines}})
 
 
-def run_ours(params: Params, root: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """Metrics of the ensemble, each family and the baselines, and seconds by step; ``ours`` is all up to calibration."""
-    seconds: dict[str, float] = {}
+class Stopwatch(dict[str, float]):
+    """Seconds of work by its name."""
 
-    def timed(name: str, work: Callable[..., Any], *arguments: Any) -> Any:
+    def time(self, name: str, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Do ``work(*arguments)``, keep the seconds that it takes and return what it returns."""
         started = time.monotonic()
         result = work(*arguments)
-        seconds[name] = time.monotonic() - started
+        self[name] = time.monotonic() - started
         return result
 
+
+def run_ours(params: Params, root: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Metrics of the ensemble, each family and the baselines, and seconds by step; ``ours`` is all up to calibration."""
+    seconds = Stopwatch()
+    timed = seconds.time
     timed("ingest", ingest, params, root)
     timed("prepare", prepare, params, root)
     for family in params.families:

@@ -5,6 +5,23 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tasks.params import Params
+
+
+def opened(root: Path) -> tuple[Path, Params]:
+    """The project's folder, resolved, and its params, with Prefect and MLflow pointed at its stores as `configure` does.
+
+    Raises UserError where params.yaml is not valid.
+    """
+    from tasks.params import Params
+
+    root = root.resolve()
+    params = Params.load(root=root)
+    configure(root, params.services.mlflow_uri, params.services.prefect_api_url)
+    return root, params
 
 
 def configure(root: Path | str, mlflow_uri: str | None = None, prefect_api_url: str | None = None) -> None:

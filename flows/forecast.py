@@ -8,12 +8,9 @@ from pathlib import Path
 
 def run_forecast(root: Path, output: Path | None, data: Path | None, cutoff: str | None, alias: str, as_json: bool) -> int:
     """Forecast, write or print; returns the exit code."""
-    from flows.environment import configure
-    from tasks.params import Params
+    from flows.environment import opened
 
-    root = root.resolve()
-    params = Params.load(root=root)
-    configure(root, params.services.mlflow_uri, params.services.prefect_api_url)
+    root, params = opened(root)
     from tasks.forecast import check_output, forecast_table, write_forecast
     from tasks.tracking_store import initialise
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.files import held, write_text
+from tasks.files import held, waiting, write_text
 
 if TYPE_CHECKING:
     from tasks.monitor import Outcome
@@ -20,17 +20,14 @@ EVENT = "weatherglass.drift"
 
 def run_monitor(root: Path, as_json: bool = False) -> int:
     """Judge and say so; returns 0 calm, 4 alarm, and 2 or 1 where a retraining that an alarm started ended so."""
-    from flows.environment import configure
-    from tasks.params import Params
+    from flows.environment import opened
 
-    root = root.resolve()
-    params = Params.load(root=root)
-    configure(root, params.services.mlflow_uri, params.services.prefect_api_url)
+    root, params = opened(root)
     from flows.server import given_api
     from tasks.monitor import DRIFT, MONITOR, verdict_text
 
     server = given_api()
-    with held(root / MONITOR / "monitor.lock", _wait):
+    with held(root / MONITOR / "monitor.lock", waiting("monitoring this project")):
         outcome = watch(root, params)
         if as_json:
             print(json.dumps(outcome.summary, indent=2), flush=True)
@@ -43,28 +40,16 @@ def run_monitor(root: Path, as_json: bool = False) -> int:
 
 def watch(root: Path, params: Params) -> Outcome:
     """The outcome, found by a Prefect flow of its own, its page written and its figures logged."""
-    from flows.server import prefect_server
-    from flows.stage import quiet_mistakes
+    from flows.stage import run_as_flow
     from tasks.monitor import DRIFT, RESULTS, metrics_of, monitor
-    from tasks.registry import load_champion, version_behind
+    from tasks.registry import load_version, version_behind
     from tasks.report_drift import render_drift
     from tasks.tracking import initialise, log_alone
 
     initialise()
     version, digest = version_behind(params.registry.name)
-    bundle = load_champion(params.registry.name)
-    with prefect_server(root):
-        from prefect import flow, task
-        from prefect.cache_policies import NO_CACHE
-
-        quiet_mistakes()
-        work = task(name="monitor", cache_policy=NO_CACHE, persist_result=False)(monitor)
-
-        @flow(name="monitor", flow_run_name="champion against truth", persist_result=False)
-        def monitor_flow() -> Outcome:
-            return work(params, root, bundle, version, digest)
-
-        outcome = monitor_flow()
+    bundle = load_version(params.registry.name, version, digest)
+    outcome = run_as_flow(root, "monitor", "champion against truth", monitor, params, root, bundle, version, digest)
     write_text(root / DRIFT, render_drift(outcome))
     if outcome.found:
         files = [root / RESULTS / "monitor.json", root / RESULTS / "figures.parquet", root / DRIFT]
@@ -121,7 +106,3 @@ def emit_drift(outcome: Outcome) -> None:
             await client.emit(event)
 
     asyncio.run(send())
-
-
-def _wait(pid: str) -> None:
-    print(f"monitor: process {pid} is monitoring this project; waiting for its end", file=sys.stderr)

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.errors import UserError
-from tasks.files import file_md5, held, read_json, write_text
+from tasks.files import file_md5, held, read_json, waiting, write_text
 from tasks.params import Params
 from tasks.params_file import set_key
 from tasks.presets import combination
+from tasks.versions import RECEIPT
 
 INGESTED = Path("data/ingested")
-RECEIPT = Path("artifacts/receipt.json")
 USER_ERROR = Path(".weatherglass/user_error.txt")
 RUN_LOCK = Path(".weatherglass/run.lock")
 
@@ -25,19 +25,17 @@ def run_pipeline(root: Path, targets: Sequence[str] = (), force: bool = False) -
 
     A second run of the same project waits for the first and says so.
     """
-    from flows.environment import configure
+    from flows.environment import opened
     from flows.recovery import mend_dvc
     from flows.runners import check_runner
     from flows.server import prefect_server
 
-    root = root.resolve()
-    params = Params.load(root=root)
+    root, params = opened(root)
     check_runner(params)
     if not (root / "dvc.yaml").exists() or not (root / ".dvc").is_dir():
         raise UserError(f"{root} holds no dvc.yaml and .dvc folder; run weatherglass in the project's folder.")
-    configure(root, params.services.mlflow_uri, params.services.prefect_api_url)
     print(preset_line(params), flush=True)
-    with held(root / RUN_LOCK, _wait_for), prefect_server(root) as api_url:
+    with held(root / RUN_LOCK, waiting("running this project")), prefect_server(root) as api_url:
         (root / USER_ERROR).unlink(missing_ok=True)
         mend_dvc(root)
         code = 0
@@ -53,10 +51,6 @@ def run_pipeline(root: Path, targets: Sequence[str] = (), force: bool = False) -
     if code == 0 and not targets:
         print(where_to_look(root, api_url))
     return code
-
-
-def _wait_for(pid: str) -> None:
-    print(f"waiting for process {pid}, which is running this project", file=sys.stderr, flush=True)
 
 
 def run_ingest(root: Path, until: str | None = None) -> int:

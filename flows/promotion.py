@@ -8,13 +8,10 @@ from pathlib import Path
 
 def _opened(root: Path) -> tuple[Path, str]:
     """The project's folder and the registered model's name, with the tracking store open."""
-    from flows.environment import configure
-    from tasks.params import Params
+    from flows.environment import opened
     from tasks.tracking_store import initialise
 
-    root = root.resolve()
-    params = Params.load(root=root)
-    configure(root, params.services.mlflow_uri, params.services.prefect_api_url)
+    root, params = opened(root)
     initialise()
     return root, params.registry.name
 

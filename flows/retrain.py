@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.pipeline import run_pipeline
-from tasks.errors import UserError
-from tasks.files import held
+from tasks.files import held, refusing
 from tasks.raw_data import pull
 
 if TYPE_CHECKING:
@@ -21,12 +20,9 @@ EXIT_PROMOTED, EXIT_KEPT = 0, 3
 
 def run_retrain(root: Path, force: bool = False) -> int:
     """Retrain and decide; returns 0 promoted, 3 champion kept, 2 a user's mistake, 1 a failure."""
-    from flows.environment import configure
-    from tasks.params import Params
+    from flows.environment import opened
 
-    root = root.resolve()
-    params = Params.load(root=root)
-    configure(root, params.services.mlflow_uri, params.services.prefect_api_url)
+    root, params = opened(root)
     with alone(root):
         if (done := pull(root, params)) is not None:
             print(done, flush=True)
@@ -37,18 +33,15 @@ def run_retrain(root: Path, force: bool = False) -> int:
 
 def alone(root: Path) -> AbstractContextManager[None]:
     """Hold the project's retraining lock; a second run refuses and names the process that holds it."""
-
-    def refuse(pid: str) -> None:
-        raise UserError(f"process {pid} is retraining this project; wait for its end.")
-
-    return held(root / ".weatherglass/retrain.lock", refuse)
+    return held(root / ".weatherglass/retrain.lock", refusing("retraining this project"))
 
 
 def decide(root: Path, params: Params, before: str | None) -> int:
     """Promote the challenger of the last run, or keep the champion; says why and returns the exit code."""
     from tasks.files import read_json
     from tasks.promotion import ROLLED_BACK, judged, keep_out, promote, promoted_at
-    from tasks.registry import RECEIPT, load_champion
+    from tasks.registry import load_champion
+    from tasks.versions import RECEIPT
 
     name, receipt = params.registry.name, read_json(root / RECEIPT)
     champion, version = _champion(params), str(receipt["version"])
@@ -77,20 +70,10 @@ def decide(root: Path, params: Params, before: str | None) -> int:
 
 def meet(root: Path, params: Params, champion: Bundle, challenger: Bundle, since: str | None) -> Verdict:
     """The gate's verdict, found by a Prefect flow of its own on the project's server."""
-    from flows.server import prefect_server
+    from flows.stage import run_as_flow
     from tasks.contest import judge
 
-    with prefect_server(root):
-        from prefect import flow, task
-        from prefect.cache_policies import NO_CACHE
-
-        work = task(name="judge", cache_policy=NO_CACHE, persist_result=False)(judge)
-
-        @flow(name="contest", flow_run_name="champion against challenger", persist_result=False)
-        def contest() -> Verdict:
-            return work(params, root, champion, challenger, since)
-
-        return contest()
+    return run_as_flow(root, "contest", "champion against challenger", judge, params, root, champion, challenger, since)
 
 
 def _champion(params: Params) -> str | None:

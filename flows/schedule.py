@@ -21,13 +21,10 @@ def serve_schedule(root: Path, cron: str | None = None, timezone: str | None = N
 
     ``cron`` and ``timezone`` (IANA) take the place of those in prefect.yaml where they are given.
     """
-    from flows.environment import configure
+    from flows.environment import opened
     from flows.server import prefect_server
-    from tasks.params import Params
 
-    root = root.resolve()
-    params = Params.load(root=root)
-    configure(root, params.services.mlflow_uri, params.services.prefect_api_url)
+    root, _ = opened(root)
     (root / ".weatherglass").mkdir(exist_ok=True)  # Prefect makes its home in it
     schedule = schedule_of(root, cron, timezone)
     with prefect_server(root) as api_url:

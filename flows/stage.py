@@ -43,10 +43,31 @@ class Stage:
 
     def do(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """Run ``work(*arguments)`` as a Prefect task named after it."""
-        from prefect import task
-        from prefect.cache_policies import NO_CACHE
+        return as_task(work, *arguments)
 
-        return task(name=work.__name__, cache_policy=NO_CACHE, persist_result=False)(work)(*arguments)
+
+def as_task(work: Callable[..., Result], *arguments: Any) -> Result:
+    """Run ``work(*arguments)`` as a task, named after it, of the flow at work."""
+    from prefect import task
+    from prefect.cache_policies import NO_CACHE
+
+    return task(name=work.__name__, cache_policy=NO_CACHE, persist_result=False)(work)(*arguments)
+
+
+def run_as_flow(root: Path, name: str, run_name: str, work: Callable[..., Result], *arguments: Any) -> Result:
+    """Run ``work(*arguments)`` as the one task of a flow on the project's Prefect server, outside of the stages."""
+    from flows.server import prefect_server
+
+    with prefect_server(root):
+        from prefect import flow
+
+        quiet_mistakes()
+
+        @flow(name=name, flow_run_name=run_name, persist_result=False)
+        def alone() -> Result:
+            return as_task(work, *arguments)
+
+        return alone()
 
 
 def run_stage(name: str, body: Callable[[Stage], None], root: Path | None = None) -> int:
@@ -100,8 +121,9 @@ def _run_flow(name: str, body: Callable[[Stage], None], root: Path, params: Para
     @flow(name=name.split("@")[0], flow_run_name=name, persist_result=False)
     def stage_flow() -> None:
         initialise()
-        known = identity(root) | {"prefect_flow_run_id": str(flow_run.id)}
-        parent = parent_run(root, params.registry.experiment, known, run_params(root, params))
+        changed = changed_params(root)
+        known = identity(root, changed) | {"prefect_flow_run_id": str(flow_run.id)}
+        parent = parent_run(root, params.registry.experiment, known, run_params(params, changed))
         with ending_experiment(root), stage_run(parent, name, {"weatherglass.prefect_flow_run_id": str(flow_run.id)}) as run:
             body(Stage(name, root, params, run, parent, known))
 
@@ -142,8 +164,11 @@ def _not_told_anyway(record: logging.LogRecord) -> bool:
     return not isinstance(error, UserError | httpx.HTTPError) and told is None
 
 
-def identity(root: Path) -> dict[str, str]:
-    """What a run is a run of: digests of params.yaml, of the data and of dvc.lock, the git commit, the DVC experiment."""
+def identity(root: Path, changed: Mapping[str, Any]) -> dict[str, str]:
+    """What a run is a run of: digests of params.yaml, of the data and of dvc.lock, the git commit, the DVC experiment.
+
+    ``changed`` holds what params.yaml changes against the committed one.
+    """
     found = {"params": digest_of((root / "params.yaml").read_text(encoding="utf-8"))}
     for key, path in (("data_md5", root / "data/ingested/panel.parquet"), ("dvc_lock", root / "dvc.lock")):
         if path.exists():
@@ -152,16 +177,16 @@ def identity(root: Path) -> dict[str, str]:
         "git_commit": commit(root),
         "git_revision": revision(root),
         "dvc_exp": experiment_name(),
-        "changed": described(changed_params(root)),
+        "changed": described(changed),
     }
     return found | {key: value for key, value in told.items() if value}
 
 
-def run_params(root: Path, params: Params) -> dict[str, Any]:
-    """Params by which runs are compared: all that are in use, and any other that differs from what is committed."""
+def run_params(params: Params, changed: Mapping[str, Any]) -> dict[str, Any]:
+    """Params by which runs are compared: all that are in use, and any other that is ``changed`` from what is committed."""
     tree = params.model_dump(mode="json")
     tree["forecasters"] = {family: tree["forecasters"][family] for family in params.families}
-    return dict(dotted(tree)) | changed_params(root)
+    return dict(dotted(tree)) | dict(changed)
 
 
 def end_with_dvc() -> None:

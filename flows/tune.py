@@ -18,8 +18,7 @@ RUN_ATTRIBUTE = "mlflow_run"
 
 def run_tune(root: Path, family: str, trials: int, metric: Metric, timeout: float | None, write: bool) -> int:
     """Search until ``trials`` trials have ended, those of an earlier call included; prints the best. Returns 0."""
-    from flows.environment import configure
-    from tasks.params import Params
+    from flows.environment import opened
     from tasks.params_file import set_keys
     from tasks.tracking_store import initialise
     from tasks.tune import Search, completed, opened_study
@@ -28,11 +27,9 @@ def run_tune(root: Path, family: str, trials: int, metric: Metric, timeout: floa
         raise UserError(f"--trials is {trials}; it must be 1 or more.")
     if timeout is not None and timeout <= 0:
         raise UserError(f"--timeout is {timeout:g}; it must be more than 0 seconds.")
-    root = root.resolve()
-    params = Params.load(root=root)
+    root, params = opened(root)
     search = Search(params, root, family, metric)
     with opened_study(search) as study:
-        configure(root, params.services.mlflow_uri, params.services.prefect_api_url)
         initialise()
         _search_and_record(search, study, trials, timeout)
         best = completed(study)[:1]

@@ -10,11 +10,9 @@ from pathlib import Path
 
 def serve_uis(root: Path, mlflow_port: int, prefect_port: int) -> int:
     """Serve MLflow and Prefect on 127.0.0.1 until interrupted; returns 0, or 1 when one of them ends by itself."""
-    from flows.environment import configure
-    from tasks.params import Params
+    from flows.environment import opened
 
-    params = Params.load(root=root)
-    configure(root, params.services.mlflow_uri, params.services.prefect_api_url)
+    root, _ = opened(root)
     mlflow = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(mlflow_port),
               "--backend-store-uri", os.environ["MLFLOW_TRACKING_URI"], "--workers", "1"]  # fmt: skip
     prefect = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(prefect_port)]

@@ -9,13 +9,14 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import Unavailable
+from tasks.errors import Unavailable, UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_SPACE = os.strerror(errno.ENOSPC)
@@ -128,6 +129,20 @@ def held(path: Path | str, busy: Callable[[str], None]) -> Iterator[None]:
         handle.write(str(os.getpid()))
         handle.flush()
         yield
+
+
+def waiting(doing: str) -> Callable[[str], None]:
+    """For `held`: say on stderr that this process waits for another, which is ``doing`` something."""
+    return lambda pid: print(f"waiting for process {pid}, which is {doing}", file=sys.stderr, flush=True)
+
+
+def refusing(doing: str) -> Callable[[str], None]:
+    """For `held`: raise UserError, since another process is ``doing`` something."""
+
+    def refuse(pid: str) -> None:
+        raise UserError(f"process {pid} is {doing}; wait for its end.")
+
+    return refuse
 
 
 def write_text(path: Path | str, text: str) -> None:

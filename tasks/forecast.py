@@ -14,7 +14,7 @@ from tasks.future import with_future_rows
 from tasks.ingest import validate_panel
 from tasks.monitor_state import MONITOR, Tracker
 from tasks.prepare import INGESTED
-from tasks.registry import load_champion, version_behind
+from tasks.registry import load_version, version_behind
 from tasks.sources import read_table
 
 
@@ -28,7 +28,8 @@ def forecast_table(
 
     Raises UserError where there is no such model, the data is not valid or a future covariate is missing.
     """
-    bundle = load_champion(name, alias)
+    version, digest = version_behind(name, alias)
+    bundle = load_version(name, version, digest)
     if data is None:
         path = root / INGESTED / "panel.parquet"
         if not path.exists():
@@ -36,16 +37,15 @@ def forecast_table(
         frame = pd.read_parquet(path)
     else:
         frame, _ = validate_panel(read_table(data, bundle.params), bundle.params, for_training=False)
-    live = live_intervals(root, name, alias, bundle, adaptive) if data is None and cutoff is None else None
+    live = live_intervals(root, f"{name}-{version}", digest, bundle, adaptive) if data is None and cutoff is None else None
     return bundle.forecast(with_future_rows(frame, bundle.encoding, cutoff), live), bundle
 
 
-def live_intervals(root: Path, name: str, alias: str, bundle: Bundle, adaptive: Method) -> Live | None:
-    """What gives the live intervals of a registered version; None where the monitor keeps none."""
-    version, digest = version_behind(name, alias)
-    if bundle.reference is None or not (root / MONITOR / f"{name}-{version}" / "state.json").exists():
+def live_intervals(root: Path, name: str, digest: str, bundle: Bundle, adaptive: Method) -> Live | None:
+    """What gives the live intervals of a version, ``name`` being ``<model>-<version>``; None where the monitor keeps none."""
+    if bundle.reference is None or not (root / MONITOR / name / "state.json").exists():
         return None
-    return Tracker.open(root, f"{name}-{version}", digest, bundle, bundle.reference, adaptive).interval
+    return Tracker.open(root, name, digest, bundle, bundle.reference, adaptive).interval
 
 
 def check_output(output: Path) -> None:

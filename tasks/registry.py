@@ -12,9 +12,8 @@ from tasks.files import read_json, write_json
 from tasks.params import Params
 from tasks.prepare import INGESTED
 from tasks.tracking_store import TrackingError, current_client, first_line, retry
-from tasks.versions import COMPARED, aliases_of, version_metrics
+from tasks.versions import COMPARED, RECEIPT, aliases_of, version_metrics
 
-RECEIPT = Path("artifacts/receipt.json")
 DIGEST_TAG = "weatherglass.bundle"
 REQUIREMENTS = ("torch", "pytorch-forecasting", "lightning", "pandas", "numpy", "pandera", "safetensors", "scikit-learn",
                 "holidays", "pydantic", "pyyaml", "scipy")  # fmt: skip
@@ -29,12 +28,13 @@ def register(params: Params, root: Path, run_id: str) -> Path:
     """
     folder = write_bundle(params, root)
     digest, name, client = bundle_digest(folder), params.registry.name, current_client()
+    metrics = _compared(folder)
     versions = retry(client.search_model_versions, f"name = '{name}'")
     same = (str(entry.version) for entry in versions if entry.tags.get(DIGEST_TAG) == digest)
     version = next((entry for entry in same if _is_whole(name, entry, digest)), None)
     if version is None:
         version = _log_and_register(params, root, folder, run_id, digest)
-    for metric, value in _compared(read_json(folder / "bundle.json")["metrics"]).items():
+    for metric, value in metrics.items():
         retry(client.set_model_version_tag, name, version, f"test.{metric}", f"{value:.6g}")
     aliases = dict(aliases_of(name))
     champion = aliases.get("champion")
@@ -48,7 +48,7 @@ def register(params: Params, root: Path, run_id: str) -> Path:
         "version": str(version),
         "alias": "champion" if str(champion) == str(version) else "challenger",
         "bundle": digest,
-        "metrics": _compared(read_json(folder / "bundle.json")["metrics"]),
+        "metrics": metrics,
     }
     if receipt["alias"] == "challenger":
         receipt["champion"] = {"version": str(champion), "metrics": version_metrics(name, champion)}
@@ -65,7 +65,7 @@ def set_aside(params: Params, root: Path, experiment: str) -> Path:
         "alias": None,
         "experiment": experiment,
         "bundle": bundle_digest(folder),
-        "metrics": _compared(read_json(folder / "bundle.json")["metrics"]),
+        "metrics": _compared(folder),
     }
     write_json(root / RECEIPT, receipt)
     return root / RECEIPT
@@ -106,7 +106,9 @@ def _signature(params: Params, root: Path):  # type: ignore[no-untyped-def]
     return infer_signature(history.astype(numbers), pd.DataFrame(empty), params={"cutoff": ""})
 
 
-def _compared(metrics: dict[str, float]) -> dict[str, float]:
+def _compared(folder: Path) -> dict[str, float]:
+    """The metrics of a bundle's ensemble by which versions are compared."""
+    metrics = read_json(folder / "bundle.json")["metrics"]
     return {metric: metrics[f"ensemble/{metric}"] for metric in COMPARED if f"ensemble/{metric}" in metrics}
 
 
@@ -115,11 +117,15 @@ def load_champion(name: str, alias: str = "champion") -> Bundle:
 
     Raises UserError where the registry holds no such model or alias.
     """
-    version, _ = version_behind(name, alias)
-    return Bundle.load(_stored_bundle(name, version), f"{name} version {version}")
+    return load_version(name, *version_behind(name, alias))
 
 
-def _stored_bundle(name: str, version: str) -> Path:
+def load_version(name: str, version: str, digest: str) -> Bundle:
+    """Load the bundle of a version that was registered with ``digest``; UserError where it is damaged."""
+    return Bundle.load(_stored_bundle(name, version, digest), f"{name} version {version}")
+
+
+def _stored_bundle(name: str, version: str, digest: str) -> Path:
     """Folder of the registry's copy of a version's bundle, checked against the digest with which it was registered.
 
     Raises UserError where the copy is not there or is damaged.
@@ -131,9 +137,9 @@ def _stored_bundle(name: str, version: str) -> Path:
         location = retry(mlflow.artifacts.download_artifacts, f"models:/{name}/{version}")
     except (MlflowException, OSError) as error:
         raise UserError(f"the files of {name} version {version} cannot be read: {first_line(error)}") from error
-    folder, tags = Path(location) / "artifacts/bundle", retry(current_client().get_model_version, name, version).tags
+    folder = Path(location) / "artifacts/bundle"
     try:
-        check_bundle(folder, tags.get(DIGEST_TAG))
+        check_bundle(folder, digest or None)
     except UserError as error:
         raise UserError(f"{name} version {version} is damaged: {error}") from None
     return folder
@@ -142,7 +148,7 @@ def _stored_bundle(name: str, version: str) -> Path:
 def _is_whole(name: str, version: str, digest: str) -> bool:
     """Whether the registry's copy of a version's bundle can be read and is what was registered."""
     try:
-        check_bundle(_stored_bundle(name, version), digest)
+        _stored_bundle(name, version, digest)
     except TrackingError:
         raise
     except UserError:
@@ -151,7 +157,10 @@ def _is_whole(name: str, version: str, digest: str) -> bool:
 
 
 def version_behind(name: str, alias: str = "champion") -> tuple[str, str]:
-    """The version behind an alias and the digest of its bundle; UserError where the registry holds no such model or alias."""
+    """The version behind an alias and the digest of its bundle, '' where it was registered without one.
+
+    Raises UserError where the registry holds no such model or alias.
+    """
     version = aliases_of(name).get(alias)
     if version is None:
         raise UserError(f"the registry holds no model '{name}' with alias '{alias}'; run `weatherglass run` first.")

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import queue
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -18,7 +17,7 @@ import numpy as np
 
 from models.forecasters.factory import FAMILIES
 from tasks.errors import Unavailable, UserError
-from tasks.files import atomic_dir, digest_of, file_md5, held, read_json, told_when_full, write_json
+from tasks.files import atomic_dir, digest_of, file_md5, held, read_json, told_when_full, waiting, write_json
 from tasks.params import Params
 from tasks.prepare import ARRAYS, PREPARED, load_prepared
 from tasks.presets import passes_of
@@ -26,6 +25,8 @@ from tasks.progress import EpochBar
 from tasks.settings import FOLDS
 
 if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext
+
     from tasks.member import MemberSpec
 
 TRAINED = Path("artifacts/train")
@@ -45,18 +46,18 @@ def training_digest(params: Params, family: str, root: Path) -> str:
     """Identity of a training run: the params, data and code that it depends on and nothing else."""
     config = getattr(params.forecasters, family).model_dump()
     train = params.train.model_dump(exclude={"workers"})
-    return digest_of([family, config, train, passes_of(params, family), prepared_md5s(root), _code()])
+    return digest_of([family, config, train, passes_of(params, family), data_and_code(root)])
 
 
-def prepared_md5s(root: Path) -> list[str]:
-    """MD5s of the prepared files that training reads."""
+def data_and_code(root: Path) -> list[list[str]]:
+    """MD5s of the prepared files that training reads, and of the code that trains and predicts."""
     files = [*(f"{name}.npy" for name in ARRAYS), "encoding.json", "windows_train.npy", "windows_early_stopping.npy"]
-    return [file_md5(root / PREPARED / name) for name in files]
+    return [[file_md5(root / PREPARED / name) for name in files], _code()]
 
 
 @cache
 def _code() -> list[str]:
-    """Digests of the code that trains and predicts: all of models/, and the files of this folder that call it."""
+    """MD5s of all of models/, and of the files of this folder that call it."""
     here = Path(__file__).parent
     paths = [here / "member.py", here / "predict.py", *sorted((here.parent / "models").rglob("*.py"))]
     return [file_md5(path) for path in paths]
@@ -64,7 +65,7 @@ def _code() -> list[str]:
 
 def sole_run(path: Path) -> AbstractContextManager[None]:
     """Hold an OS lock; a second run waits for the first and says so."""
-    return held(path, lambda pid: print(f"waiting for process {pid}, which is training the same family", file=sys.stderr))
+    return held(path, waiting("training the same family"))
 
 
 @contextmanager
@@ -127,6 +128,14 @@ def members_left(params: Params, root: Path, family: str, keep: Path) -> list[Me
     return [spec for spec in specs if not spec.done]
 
 
+def member_processes() -> ForkServerContext:
+    """What starts processes that train members: a server that has imported all they need forks them."""
+    os.environ.update(KEEP_MEMORY)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tasks.member", "tasks.predict"])
+    return context
+
+
 def workers_for(params: Params, members: int) -> int:
     """How many members to train at a time on this machine: ``train.workers`` or its cores, at most ``members``."""
     return min(params.train.workers or os.cpu_count() or 1, members)
@@ -135,10 +144,7 @@ def workers_for(params: Params, members: int) -> int:
 def run_members(specs: Sequence[MemberSpec]) -> None:
     """Train and predict members in processes of this machine, at most ``train.workers`` at a time, with a progress bar."""
     params, family = specs[0].params, specs[0].family
-    workers = workers_for(params, len(specs))
-    os.environ.update(KEEP_MEMORY)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tasks.member", "tasks.predict"])
+    workers, context = workers_for(params, len(specs)), member_processes()
     news = context.Queue()
     waiting, running, failures = list(specs), dict[str, Any](), list[Exception]()
     with EpochBar(f"train {family}", {spec.name: spec.config.max_epochs for spec in specs}) as bar:

@@ -6,8 +6,6 @@ leaves of a trial goes on from its checkpoint when the same command runs again.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import queue
 import shutil
 import time
@@ -22,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import ValidationError
 
 from tasks.errors import UserError
-from tasks.files import digest_of, held
+from tasks.files import digest_of, held, refusing
 from tasks.params import Params
 from tasks.prepare import PREPARED
 from tasks.presets import passes_of
 from tasks.search_space import Space, space_of, with_values
-from tasks.train import KEEP_MEMORY, prepared_md5s
+from tasks.train import data_and_code, member_processes
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -73,7 +71,7 @@ class Search:
 
     @cached_property
     def name(self) -> str:
-        """The family and a digest of all that decides a trial's outcome: data, search space, metric and other params.
+        """The family and a digest of all that decides a trial's outcome: data, code, search space, metric and other params.
 
         Raises UserError where there is no prepared data.
         """
@@ -82,7 +80,7 @@ class Search:
             raise UserError(f"{PREPARED} is not there to tune on; run `weatherglass run prepare` first.")
         fixed = {key: value for key, value in self.config.model_dump().items() if key not in space}
         train = self.params.train.model_dump(exclude={"workers", "members"})
-        known = [space, fixed, train, self.metric, passes_of(self.params, self.family), prepared_md5s(self.root)]
+        known = [space, fixed, train, self.metric, passes_of(self.params, self.family), data_and_code(self.root)]
         return f"{self.family}-{digest_of(known)}"
 
     @property
@@ -109,12 +107,9 @@ def opened_study(search: Search) -> Iterator[Study]:
         )
     import optuna
 
-    def refuse(pid: str) -> None:
-        raise UserError(f"process {pid} is tuning {search.family} in this project; wait for its end.")
-
     database = search.root / TUNED / f"{search.name}.db"
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with held(search.root / TUNED / f"{search.family}.lock", refuse):
+    with held(search.root / TUNED / f"{search.family}.lock", refusing(f"tuning {search.family} in this project")):
         study = optuna.create_study(
             storage=f"sqlite:///{database.resolve()}", study_name=search.name, direction="minimize", load_if_exists=True
         )
@@ -233,9 +228,7 @@ def _follow(
         return "failed", {}, str(error.errors()[0]["msg"])
     folder.mkdir(parents=True, exist_ok=True)
     spec = MemberSpec(search.root, params, search.family, 0, folder)
-    os.environ.update(KEEP_MEMORY)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tasks.member", "tasks.predict"])
+    context = member_processes()
     news = context.Queue()
     process = context.Process(target=_trial_process, args=(spec, search.metric, news))
     process.start()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tasks.tracking_store import current_client, retry
 
+RECEIPT = Path("artifacts/receipt.json")
 COMPARED = ("wql", "crps", "wape", "coverage_90", "joint_coverage_90", "width_90")
 """Metrics by which versions are compared."""
 

@@ -154,18 +154,29 @@ def trained_project(prepared_project: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
-def evaluated_project(trained_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The trained project after ensemble, calibrate, baselines and evaluate."""
+def evaluate_project() -> Callable[[Path], None]:
+    """Run ensemble, calibrate, baselines and evaluate in a trained project."""
     from tasks.calibrate import calibrate
     from tasks.ensemble import make_ensemble
     from tasks.evaluate import evaluate, run_baselines
     from tasks.params import Params
 
+    def run(root: Path) -> None:
+        params = Params.load(root=root)
+        for work in (make_ensemble, calibrate, run_baselines, evaluate):
+            work(params, root)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def evaluated_project(
+    trained_project: Path, evaluate_project: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The trained project after ensemble, calibrate, baselines and evaluate."""
     root = tmp_path_factory.mktemp("evaluated") / "project"
     shutil.copytree(trained_project, root)
-    params = Params.load(root=root)
-    for work in (make_ensemble, calibrate, run_baselines, evaluate):
-        work(params, root)
+    evaluate_project(root)
     return root
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
+from mlflow import MlflowClient
 
 Call = Callable[..., Any]
 
@@ -45,3 +47,17 @@ def finished(command: Call, prefect_api: str) -> subprocess.CompletedProcess[str
 def project(finished: object, pipeline_root: Path) -> Path:
     """The project after its run."""
     return pipeline_root
+
+
+@pytest.fixture
+def client_of() -> Iterator[Callable[[Path], MlflowClient]]:
+    """A client of a project's own store, which is MLflow's for the length of a test."""
+    before = mlflow.get_tracking_uri()
+
+    def client(root: Path) -> MlflowClient:
+        uri = f"sqlite:///{root}/mlflow.db"
+        mlflow.set_tracking_uri(uri)
+        return MlflowClient(uri)
+
+    yield client
+    mlflow.set_tracking_uri(before)

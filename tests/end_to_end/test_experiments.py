@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pytest
 from mlflow import MlflowClient
 
@@ -45,12 +44,8 @@ def told(repository: Path, command: Call, prefect_api: str) -> str:
 
 
 @pytest.fixture
-def client(repository: Path) -> Iterator[MlflowClient]:
-    before = mlflow.get_tracking_uri()
-    uri = f"sqlite:///{repository}/mlflow.db"
-    mlflow.set_tracking_uri(uri)
-    yield MlflowClient(uri)
-    mlflow.set_tracking_uri(before)
+def client(repository: Path, client_of: Callable[[Path], MlflowClient]) -> MlflowClient:
+    return client_of(repository)
 
 
 def test_the_workspace_and_the_registry_stay_as_they_were(told: str, repository: Path, client: MlflowClient) -> None:

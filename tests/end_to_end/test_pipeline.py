@@ -7,11 +7,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import pandas as pd
 import psutil
@@ -33,12 +32,8 @@ Call = Callable[..., Any]
 
 
 @pytest.fixture
-def client(project: Path) -> Iterator[MlflowClient]:
-    before = mlflow.get_tracking_uri()
-    uri = f"sqlite:///{project}/mlflow.db"
-    mlflow.set_tracking_uri(uri)
-    yield MlflowClient(uri)
-    mlflow.set_tracking_uri(before)
+def client(project: Path, client_of: Callable[[Path], MlflowClient]) -> MlflowClient:
+    return client_of(project)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from tasks.contest import Verdict
 from tasks.errors import UserError
 from tasks.files import write_json
 from tasks.params import Params
-from tasks.registry import RECEIPT
+from tasks.versions import RECEIPT
 
 PROJECT = Path(__file__).resolve().parents[2]
 HOLD = """

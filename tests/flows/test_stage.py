@@ -101,16 +101,16 @@ def test_a_mistake_in_params_needs_no_server(tmp_path: Path, capsys: pytest.Capt
 
 def test_the_identity_follows_params_data_and_lock(new_project: Callable[[Path], Path], tmp_path: Path) -> None:
     root = new_project(tmp_path / "project")
-    first = identity(root)
+    first = identity(root, {})
     assert "data_md5" not in first
     (root / "data/ingested").mkdir()
     (root / "data/ingested/panel.parquet").write_bytes(b"1")
     (root / "dvc.lock").write_text("schema: '2.0'\n")
-    second = identity(root)
+    second = identity(root, {})
     assert second["params"] == first["params"]
     assert {"data_md5", "dvc_lock"} <= set(second)
     (root / "params.yaml").write_text((root / "params.yaml").read_text() + "# a note\n")
-    assert identity(root)["params"] != first["params"]
+    assert identity(root, {})["params"] != first["params"]
 
 
 @pytest.mark.parametrize(

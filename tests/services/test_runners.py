@@ -15,9 +15,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from tasks.calibrate import calibrate
-from tasks.ensemble import make_ensemble
-from tasks.evaluate import evaluate, load_metrics, run_baselines
+from tasks.evaluate import load_metrics
 from tasks.params import Params
 from tasks.train import CHECKPOINTS, TRAINED, train_family
 from tasks.workers import last_report
@@ -55,15 +53,14 @@ def untrained(prepared_project: Path, edit_params: Callable[..., None], tmp_path
 
 
 @pytest.fixture(scope="module")
-def local(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def local(untrained: Path, evaluate_project: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project trained by processes of this machine, and evaluated."""
     root = tmp_path_factory.mktemp("local") / "project"
     shutil.copytree(untrained, root)
     params = Params.load(root=root)
     for family in FAMILIES:
         train_family(params, root, family)
-    for work in (make_ensemble, calibrate, run_baselines, evaluate):
-        work(params, root)
+    evaluate_project(root)
     return root
 
 
@@ -148,6 +145,7 @@ def test_a_worker_killed_half_way_costs_nothing_that_was_learnt(
     prefect_api: str,
     environment: dict[str, str],
     edit_params: Callable[..., None],
+    evaluate_project: Callable[[Path], None],
     tmp_path: Path,
 ) -> None:
     cluster: Cluster = request.getfixturevalue(f"{runner}_cluster")
@@ -180,9 +178,7 @@ def test_a_worker_killed_half_way_costs_nothing_that_was_learnt(
     output, _ = rest.communicate(timeout=180)
     assert rest.returncode == 0, output
     same_files(local, root)
-    params = Params.load(root=root)
-    for work in (make_ensemble, calibrate, run_baselines, evaluate):
-        work(params, root)
+    evaluate_project(root)
     assert load_metrics(root) == load_metrics(local)
 
 

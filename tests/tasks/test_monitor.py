@@ -206,15 +206,12 @@ def test_another_champion_starts_anew_and_an_earlier_one_goes_on(root: Path, go:
     assert again.summary["live_intervals"]["issued"] == 3 * 7 * 6, "version 1 of another registry is another champion"
 
 
-def test_forecasts_have_live_intervals_once_the_monitor_keeps_them(
-    root: Path, go: Go, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tasks.forecast.version_behind", lambda *given: ("1", "abc"))
-    assert live_intervals(root, "weatherglass", "champion", bundle, "aci") is None
+def test_forecasts_have_live_intervals_once_the_monitor_keeps_them(root: Path, go: Go, bundle: Bundle) -> None:
+    assert live_intervals(root, "weatherglass-1", "abc", bundle, "aci") is None
     goes_on(root, 100, noise=4.0)
     go()
     frame = with_future_rows(pd.read_parquet(root / INGESTED / "panel.parquet"), bundle.encoding)
-    table = bundle.forecast(frame, live_intervals(root, "weatherglass", "champion", bundle, "aci"))
+    table = bundle.forecast(frame, live_intervals(root, "weatherglass-1", "abc", bundle, "aci"))
     assert tuple(table.columns[-3:-1]) == LIVE_COLUMNS
     assert (table["hi_90_live"] - table["lo_90_live"]).mean() > (table["hi-90"] - table["lo-90"]).mean()
 

@@ -16,9 +16,10 @@ from tasks.errors import UserError
 from tasks.files import file_md5, read_json, write_json
 from tasks.forecast import check_output, forecast_table, write_forecast
 from tasks.params import Params
-from tasks.registry import RECEIPT, load_champion, register, set_aside
+from tasks.registry import load_champion, register, set_aside
 from tasks.summary import receipt_text
 from tasks.tracking import initialise, parent_run
+from tasks.versions import RECEIPT
 
 NAME = "weatherglass"
 
