@@ -2,13 +2,15 @@
 # make test  set up and run lint, types, the imports contract and the tests
 # make test-services  set up and run the tests that need a Dask and a Ray cluster and a PostgreSQL server, all on this machine
 # make test-faults  kill the pipeline everywhere, take its services and disk away, and show a table of what came of it
+# make test-docker  build the images, start the stack on loopback, forecast through it, kill its parts, take it down
+# make audit  check the locks, and ask OSV for known vulnerabilities where it can be reached
 # make ui    MLflow and Prefect UIs on the embedded stores
 # make clean remove what runs have made (not the environment)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-services test-faults ui clean lint peers
+.PHONY: run test test-services test-faults test-docker audit ui clean lint peers
 
 $(VENV)/.run: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -32,6 +34,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint docker/Dockerfile tests/docker/postgres.Dockerfile
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
@@ -42,6 +45,15 @@ test-services: $(VENV)/.services
 # apart from make test: it takes some ten minutes
 test-faults: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
+
+# with Docker, or Podman through the script that WEATHERGLASS_CONTAINERS names; says so where there is neither
+test-docker: $(VENV)/.test
+	$(BIN)/python -m pytest tests/docker
+
+audit:
+	test -x .venv-audit/bin/python || $(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	.venv-audit/bin/python tools/audit.py
 
 # the peers of benchmarks.accuracy need other versions than we do, so they live in an environment of their own
 peers:

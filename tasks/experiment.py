@@ -13,6 +13,7 @@ import yaml
 from tasks.params_file import dotted, yaml_tree
 
 NAME_VARIABLE, BASELINE_VARIABLE, ROOT_VARIABLE = "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_ROOT"
+COMMIT_VARIABLE = "WEATHERGLASS_COMMIT"
 SHOWN = 5  # changed keys that a run's name tells
 
 
@@ -37,8 +38,8 @@ def revision(root: Path) -> str | None:
 
 
 def commit(root: Path) -> str | None:
-    """The full name of the commit that is checked out, None outside of git."""
-    return _git(root, "rev-parse", "HEAD")
+    """The full name of the commit that is checked out; outside of git that of ``WEATHERGLASS_COMMIT``, or None."""
+    return _git(root, "rev-parse", "HEAD") or os.environ.get(COMMIT_VARIABLE) or None
 
 
 def changed_params(root: Path) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Write requirements.lock, -dev.lock and -services.lock from what is installed: exact pins of the whole closure.
+"""Write requirements.lock, -serve.lock, -dev.lock and -services.lock from what is installed: exact pins of the whole closure.
 
     python tools/lock.py
 
 Run it in an environment where the project, its extras dask, ray and postgres and its groups resolve and the tests pass
-(make test-services).
+(make test-services, and pip install --group serve).
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def main() -> None:
     development = {name: version for name, version in development.items() if name not in runtime}
     services = {name: version for name, version in services.items() if name not in runtime | development}
     write_lock("requirements.lock", runtime)
+    write_lock("requirements-serve.lock", closure(groups["serve"]))
     write_lock("requirements-dev.lock", development, "requirements.lock")
     write_lock("requirements-services.lock", services, "requirements-dev.lock")
 
