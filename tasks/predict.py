@@ -28,13 +28,12 @@ class Predicted(NamedTuple):
 def predict_windows(forecaster: Forecaster, panel: Panel, windows: Windows, seed: int, passes: int = 0) -> Predicted:
     """Forecast ``windows``; with ``passes`` as the mixture over so many MC dropout passes.
 
-    The random state is set from ``seed`` for the length of the call, so sampling forecasters and dropout repeat
-    themselves. Features are those of the network without dropout. Raises ValueError where there is none to keep on.
+    The random state is set from ``seed`` for each batch, so sampling forecasters and dropout repeat themselves, and
+    `Forecaster.batch_invariant` ones say the same of a window whatever the other windows are. Features are those of the network without dropout. Raises ValueError where there is none to keep on.
     """
     quantiles, features, splits = [], [], []
     device = forecaster.levels.device
     with torch.inference_mode(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         for number, batch in enumerate(SequentialLoader(panel, windows, BATCH)):
             batch = {key: value.to(device) for key, value in batch.items()}
             if passes:
@@ -42,6 +41,7 @@ def predict_windows(forecaster: Forecaster, panel: Panel, windows: Windows, seed
                 encoded = forecaster.encode(batch)
                 splits.append(split.float().numpy())
             else:
+                torch.manual_seed(seed)
                 values, encoded = forecaster.predict(batch)
             quantiles.append(values.float().cpu().numpy())
             features.append(encoded.float().cpu().numpy())
