@@ -21,7 +21,6 @@ def with_future_rows(frame: pd.DataFrame, encoding: Encoding, cutoff: Any = None
 
     Raises UserError where a known-future value is missing for a step, or no series has a target up to ``cutoff``.
     """
-    horizon = encoding.schema.horizon
     if cutoff is not None:
         limit = parse_cutoff(cutoff, frame)
         later = frame["ds"] > limit
@@ -67,7 +66,7 @@ def _times_after(ends: pd.Series, frequency: str | int, horizon: int) -> np.ndar
         times = unique[:, None] + frequency * np.arange(1, horizon + 1)
     else:
         times = np.stack([pd.date_range(end, periods=horizon + 1, freq=frequency)[1:].to_numpy() for end in unique])
-    return times.astype(ends.dtype)[place].ravel()
+    return times.astype(ends.to_numpy().dtype)[place].ravel()
 
 
 def parse_cutoff(cutoff: Any, frame: pd.DataFrame) -> Any:
