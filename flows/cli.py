@@ -139,6 +139,21 @@ def serve_schedule(
 
 
 @app.command()
+def serve(
+    host: Annotated[Optional[str], typer.Option(help="Address to listen at.", show_default="serving.host, 127.0.0.1")] = None,  # noqa: UP045
+    port: Annotated[
+        int | None, typer.Option(help="Port; 0 for one that is free.", min=0, max=65535, show_default="serving.port, 8080")
+    ] = None,
+    alias: Annotated[str, typer.Option(help="Which registered model answers; the service follows it.")] = "champion",
+    root: Root = Path("."),
+) -> None:
+    """Answer forecasts over HTTP with the champion, and with the next one as soon as the alias moves; Ctrl-C ends it."""
+    from flows.serve import run_serve
+
+    raise typer.Exit(run_serve(root, host, port, alias))
+
+
+@app.command()
 def tune(
     family: Annotated[str, typer.Argument(help="The family, such as tcn.")],
     trials: Annotated[int, typer.Option(help="Trials in all, those of an earlier call included.")] = 20,

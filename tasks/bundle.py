@@ -83,7 +83,9 @@ def write_bundle(params: Params, root: Path) -> Path:
             "calibration": calibrations[ENSEMBLE].state(),
             "sets": None if sets is None else sets.state(),
             "encoding": read_json(root / PREPARED / "encoding.json"),
-            "params": params.model_dump(mode="json", exclude={"monitor"}),  # the project's, and its webhook is a secret
+            "params": params.model_dump(
+                mode="json", exclude={"monitor", "serving"}
+            ),  # the project's, and a webhook is a secret
             "card": card,
             "metrics": read_json(root / "metrics/test.json"),
         }
@@ -238,6 +240,12 @@ class Bundle:
         }
         *columns, last = forecast_columns(self.params)
         return pd.DataFrame(table)[[*columns, *(LIVE_COLUMNS if live is not None else ()), last]]
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a series' forecast is the same, but for rounding, whatever other series are forecast with it."""
+        exact = all(member.batch_invariant for member in self.members)
+        return exact and not any(passes_of(self.params, family) for family in self.families)
 
     def examine(self, panel: Panel, windows: Windows) -> Examined:
         """Forecast windows of a panel that `encoding` has made, and let the gate look at them."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,16 +54,22 @@ def holiday_codes(ds: pd.DatetimeIndex, region: str) -> tuple[np.ndarray, int]:
 
     Names are numbered alphabetically over 1990 to 2040, so a code means the same for any data.
     """
+    numbers, count = _numbered_holidays(region)
+    unique, inverse = np.unique(ds.normalize().to_numpy(), return_inverse=True)
+    codes = [numbers.get(pd.Timestamp(value).date(), 0) for value in unique]
+    return np.array(codes, dtype=np.int64)[inverse], count
+
+
+@functools.cache
+def _numbered_holidays(region: str) -> tuple[dict[dt.date, int], int]:
+    """Number of each holiday from 1990 to 2040, and how many numbers there are, 0 for no holiday included."""
     import holidays
 
     country, _, subdivision = region.partition("-")
     table = holidays.country_holidays(country, subdiv=subdivision or None, years=range(1990, 2041), observed=True)
     plain = {day: name.replace(" (observed)", "") for day, name in table.items()}
     numbers = {name: index + 1 for index, name in enumerate(sorted(set(plain.values())))}
-    days = ds.normalize()
-    unique, inverse = np.unique(days.to_numpy(), return_inverse=True)
-    codes = [numbers.get(plain.get(pd.Timestamp(value).date(), ""), 0) for value in unique]
-    return np.array(codes, dtype=np.int64)[inverse], len(numbers) + 1
+    return {day: numbers[name] for day, name in plain.items()}, len(numbers) + 1
 
 
 def step_seconds(frequency: str | int) -> float:

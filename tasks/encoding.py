@@ -116,10 +116,17 @@ class Encoding:
         return cls(**{**state, **tuples, "moments": moments, "schema": PanelSchema(**parts)})
 
 
+PART = "part"
+"""Column by which two series of one name are told apart, where a table has it."""
+
+
 def series_starts(frame: pd.DataFrame) -> np.ndarray:
-    """Row at which each series of a table sorted by ``unique_id`` begins, int64 ``(n_series,)``."""
+    """Row at which each series of a table sorted by ``unique_id`` (by `PART` first) begins, int64 ``(n_series,)``."""
     ids = frame["unique_id"]
-    return np.flatnonzero((ids != ids.shift()).to_numpy(bool, na_value=True))
+    starts = (ids != ids.shift()).to_numpy(bool, na_value=True)
+    if PART in frame:
+        starts = starts | (frame[PART] != frame[PART].shift()).to_numpy()
+    return np.flatnonzero(starts)
 
 
 def _calendar_names(frequency: str | int, holidays: str | None) -> tuple[tuple[str, ...], tuple[tuple[str, int], ...]]:

@@ -17,6 +17,8 @@ from tasks.prepare import INGESTED
 from tasks.registry import load_version, version_behind
 from tasks.sources import read_table
 
+PANEL = INGESTED / "panel.parquet"
+
 
 def forecast_table(
     root: Path, name: str, alias: str, data: Path | None = None, cutoff: str | None = None, adaptive: Method = "aci"
@@ -31,14 +33,18 @@ def forecast_table(
     version, digest = version_behind(name, alias)
     bundle = load_version(name, version, digest)
     if data is None:
-        path = root / INGESTED / "panel.parquet"
-        if not path.exists():
-            raise UserError(f"{INGESTED}/panel.parquet is not there; run `weatherglass run` first or give --data FILE.")
-        frame = pd.read_parquet(path)
-    else:
-        frame, _ = validate_panel(read_table(data, bundle.params), bundle.params, for_training=False)
-    live = live_intervals(root, f"{name}-{version}", digest, bundle, adaptive) if data is None and cutoff is None else None
-    return bundle.forecast(with_future_rows(frame, bundle.encoding, cutoff), live), bundle
+        live = live_intervals(root, f"{name}-{version}", digest, bundle, adaptive) if cutoff is None else None
+        return bundle.forecast(with_future_rows(ingested_panel(root), bundle.encoding, cutoff), live), bundle
+    frame, _ = validate_panel(read_table(data, bundle.params), bundle.params, for_training=False)
+    return bundle.forecast(with_future_rows(frame, bundle.encoding, cutoff)), bundle
+
+
+def ingested_panel(root: Path, series: str | None = None) -> pd.DataFrame:
+    """The panel as `weatherglass ingest` has left it, or one series of it; raises UserError where there is none."""
+    path = root / PANEL
+    if not path.exists():
+        raise UserError(f"{PANEL} is not there; run `weatherglass run` first or give --data FILE.")
+    return pd.read_parquet(path, filters=None if series is None else [("unique_id", "==", series)])
 
 
 def live_intervals(root: Path, name: str, digest: str, bundle: Bundle, adaptive: Method) -> Live | None:

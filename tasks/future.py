@@ -21,7 +21,6 @@ def with_future_rows(frame: pd.DataFrame, encoding: Encoding, cutoff: Any = None
 
     Raises UserError where a known-future value is missing for a step, or no series has a target up to ``cutoff``.
     """
-    horizon = encoding.schema.horizon
     if cutoff is not None:
         limit = parse_cutoff(cutoff, frame)
         later = frame["ds"] > limit
@@ -32,33 +31,42 @@ def with_future_rows(frame: pd.DataFrame, encoding: Encoding, cutoff: Any = None
     kept = frame[last.notna() & (known | (frame["ds"] > last))]
     if kept.empty:
         raise UserError(f"no series has a value up to {cutoff}; the data begins at {frame['ds'].min()}.")
-    parts = []
-    for _, group in kept.groupby("unique_id", sort=True):
-        observed = int(group["y"].notna().sum())
-        head, tail = group.iloc[:observed], group.iloc[observed : observed + horizon]
-        parts.append(pd.concat([head, _tail(head, tail, encoding)]))
-    return pd.concat(parts, ignore_index=True)
+    kept = kept.sort_values("unique_id", kind="stable")
+    history = kept["y"].notna()
+    made = _future(kept[history], kept.loc[~history, ["unique_id", "ds", *encoding.known_future]], encoding)
+    whole = pd.concat([kept[history], made.reindex(columns=kept.columns)], ignore_index=True)
+    return whole.sort_values("unique_id", kind="stable", ignore_index=True).astype({"ds": frame["ds"].dtype})
 
 
-def _tail(head: pd.DataFrame, tail: pd.DataFrame, encoding: Encoding) -> pd.DataFrame:
-    horizon, end = encoding.schema.horizon, head["ds"].iloc[-1]
-    if isinstance(encoding.frequency, int):
-        times: Any = end + encoding.frequency * np.arange(1, horizon + 1)
-    else:
-        times = pd.date_range(end, periods=horizon + 1, freq=encoding.frequency)[1:]
-    made = pd.DataFrame({"ds": times}).merge(tail.drop(columns=["unique_id", "y"]), on="ds", how="left")
-    made["unique_id"], made["y"] = head["unique_id"].iloc[-1], np.nan
+def _future(history: pd.DataFrame, planned: pd.DataFrame, encoding: Encoding) -> pd.DataFrame:
+    """``horizon`` rows for each series of ``history``: times, static columns and what is ``planned`` of the known future."""
+    horizon = encoding.schema.horizon
+    ends = history.drop_duplicates("unique_id", keep="last")
+    made = ends.loc[ends.index.repeat(horizon), ["unique_id", *encoding.static_reals, *_categories(history, encoding)]]
+    made = made.assign(ds=_times_after(ends["ds"], encoding.frequency, horizon))
+    made = made.merge(planned, on=["unique_id", "ds"], how="left")
     for name in encoding.known_future:
         if made[name].isna().any():
-            when = made.loc[made[name].isna(), "ds"].iloc[0]
+            row = made[made[name].isna()].iloc[0]
             raise UserError(
-                f"column '{name}' of series {head['unique_id'].iloc[-1]} has no value for {when}; known-future columns must be "
+                f"column '{name}' of series {row['unique_id']} has no value for {row['ds']}; known-future columns must be "
                 f"filled for the {horizon} steps after the last target: add rows with an empty target."
             )
-    static = [name for name in head.columns if name in encoding.vocabularies or name in encoding.static_reals]
-    for name in static:
-        made[name] = head[name].iloc[-1]
-    return made[head.columns].astype({"ds": head["ds"].dtype})
+    return made.assign(y=np.nan)
+
+
+def _categories(history: pd.DataFrame, encoding: Encoding) -> list[str]:
+    return [name for name in encoding.vocabularies if name != "unique_id" and name in history]
+
+
+def _times_after(ends: pd.Series, frequency: str | int, horizon: int) -> np.ndarray:
+    """The ``horizon`` times that follow each of ``ends``, one end after the other ``(len(ends) * horizon,)``."""
+    unique, place = np.unique(ends.to_numpy(), return_inverse=True)
+    if isinstance(frequency, int):
+        times = unique[:, None] + frequency * np.arange(1, horizon + 1)
+    else:
+        times = np.stack([pd.date_range(end, periods=horizon + 1, freq=frequency)[1:].to_numpy() for end in unique])
+    return times.astype(ends.to_numpy().dtype)[place].ravel()
 
 
 def parse_cutoff(cutoff: Any, frame: pd.DataFrame) -> Any:

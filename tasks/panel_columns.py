@@ -48,7 +48,7 @@ def typed_columns(frame: pd.DataFrame, params: Params) -> tuple[pd.DataFrame, di
     table = frame.set_axis(pd.RangeIndex(1, len(frame) + 1), axis=0)
     typed = pd.DataFrame(index=table.index)
     typed["unique_id"] = _names(table["unique_id"], data.id_column)
-    typed["ds"] = _times(table["ds"], params)
+    typed["ds"] = typed_times(table["ds"], params)
     for column in ("y", *data.known_future, *data.past_only):
         typed[column] = _numbers(table[column], label(column, params))
     kinds = {}
@@ -110,7 +110,7 @@ def _numbers(column: pd.Series, name: str) -> pd.Series:
     return numbers
 
 
-def _times(column: pd.Series, params: Params) -> pd.Series:
+def typed_times(column: pd.Series, params: Params) -> pd.Series:
     """Return whole numbers (int64) with frequency 1, else times (datetime64[ns]) without a zone.
 
     Times with a zone become UTC where steps are shorter than a day, and keep their own date otherwise.

@@ -26,6 +26,7 @@ from tasks.params_file import Block as _Block
 from tasks.params_file import OrNull, read_yaml, told
 from tasks.params_file import sentence as _sentence
 from tasks.params_monitor import Monitor
+from tasks.params_serving import Serving
 from tasks.presets import SMALLEST_FIRST, PresetName, dropout_families, filled, why_no_dropout
 from tasks.settings import FOLDS, Settings, derive_settings
 
@@ -268,6 +269,7 @@ class Params(_Block):
     registry: Registry = Registry()
     promotion: Promotion = Promotion()
     monitor: Monitor = Monitor()
+    serving: Serving = Serving()
     services: Services = Services()
     runner: Literal["local", "dask", "ray"] = "local"
     runner_address: Text | None = None

@@ -38,6 +38,8 @@ class Forecaster(nn.Module, ABC):
     """A network that learns by ``loss`` and answers with quantiles and encoder features."""
 
     levels: Tensor
+    batch_invariant = True
+    """Whether a window's prediction, for one random state, is the same whatever else is in its batch (but for rounding)."""
 
     def __init__(self) -> None:
         super().__init__()

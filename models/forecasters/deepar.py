@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from models.decoding.noise import stratified_normal
 from models.forecasters.base import Forecaster, Prediction, scaled_target, unscale
 from models.forecasters.config import DeepARConfig
 from models.forecasters.deepar_network import DeepARNetwork
@@ -50,13 +51,17 @@ class DeepAR(Forecaster):
         return nn.functional.gaussian_nll_loss(mean, scaled_target(batch), deviation**2)
 
     def sample_paths(self, batch: Batch, paths: int) -> tuple[Tensor, Tensor]:
-        """Joint sample paths ``(B, paths, H)`` in the window's own scale, and features ``(B, hidden)``.
+        """Independent joint sample paths ``(B, paths, H)`` in the window's own scale, and features ``(B, hidden)``.
 
         History is encoded once; the paths of all windows then advance together, one step of the network a time.
         """
+        cont = batch["decoder_cont"]
+        return self._paths(batch, torch.randn(cont.shape[1], len(cont), paths, dtype=cont.dtype, device=cont.device))
+
+    def _paths(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
         batch = self._inputs(batch)
         state = self.network.encode(batch)
-        return self.network.sample(self._decoder_inputs(batch), state, paths, self._normal), state[0][-1]
+        return self.network.sample(self._decoder_inputs(batch), state, noise, self._normal), state[0][-1]
 
     def target_paths(self, batch: Batch, paths: int) -> Tensor:
         """Joint sample paths ``(B, paths, H)`` in the target's units."""
@@ -66,5 +71,7 @@ class DeepAR(Forecaster):
         return self.network.encode(self._inputs(batch))[0][-1]
 
     def predict(self, batch: Batch) -> Prediction:
-        paths, features = self.sample_paths(batch, self.paths)
+        """Quantiles over paths whose noise is stratified, and the same for all windows."""
+        cont = batch["decoder_cont"]
+        paths, features = self._paths(batch, stratified_normal(cont.shape[1], self.paths, cont)[:, None])
         return Prediction(unscale(sample_quantiles(paths, self.levels), batch), features)

@@ -141,24 +141,28 @@ class DeepARNetwork(nn.Module):
         return values, (hidden, cell)
 
     @torch.no_grad()
-    def sample(self, inputs: Tensor, state: State, paths: int, normal: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+    def sample(
+        self, inputs: Tensor, state: State, noise: Tensor, normal: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> Tensor:
         """Ancestral sample paths ``(B, paths, H)``: each step feeds on the value that was drawn for the one before.
 
-        ``inputs`` ``(B, H, W)`` are the decoder's, of whose targets the first alone is read; ``normal`` turns parameters
-        ``(..., 2)`` into mean and deviation. Dropout, where it is on, has one mask a path and layer, which
+        ``inputs`` ``(B, H, W)`` are the decoder's, of whose targets the first alone is read; ``noise`` ``(H, B, paths)``,
+        or ``(H, 1, paths)`` for all windows alike, is standard normal; ``normal`` turns parameters ``(..., 2)`` into mean
+        and deviation. Dropout, where it is on, has one mask a path and layer, which
         all paths of a window share if ``paths_share_masks``.
         """
-        size = max(1, COLUMNS // paths) if inputs.device.type == "cpu" else len(inputs)
-        blocks = zip(inputs.split(size), state[0].split(size, 1), state[1].split(size, 1), strict=True)
-        return torch.cat([self._sample(block, (hidden, cell), paths, normal) for block, hidden, cell in blocks])
+        size = max(1, COLUMNS // noise.shape[2]) if inputs.device.type == "cpu" else len(inputs)
+        noise = noise.expand(-1, len(inputs), -1)
+        blocks = zip(inputs.split(size), state[0].split(size, 1), state[1].split(size, 1), noise.split(size, 1), strict=True)
+        return torch.cat([self._sample(block, (hidden, cell), drawn, normal) for block, hidden, cell, drawn in blocks])
 
-    def _sample(self, inputs: Tensor, state: State, paths: int, normal: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-        """One block of windows. Feature-major: the paths are columns, and a gate is a contiguous slab of rows.
+    def _sample(self, inputs: Tensor, state: State, noise: Tensor, normal: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+        """One block of windows, with noise ``(H, B, paths)``. Feature-major: the paths are columns, and a gate is a contiguous slab of rows.
 
         ``carried`` has the rows [last target, hidden state of layer 0, of layer 1, ...], so that what a layer reads,
         the layer below it and itself, are neighbouring rows and one matrix product makes its gates.
         """
-        count, width = len(inputs), self.hidden_size
+        count, width, paths = len(inputs), self.hidden_size, noise.shape[2]
         cells = [self._cell(layer) for layer in self.layers]
         matrix, bias = cells[0]
         known = (inputs[..., 1:] @ matrix[:, 1:-width].t() + bias[:, 0]).permute(1, 2, 0)  # (H, 4 hidden, B)
@@ -171,7 +175,7 @@ class DeepARNetwork(nn.Module):
         if any(mask is not None for mask in masks):  # else all paths are one until the first draw
             carried, memory = (values.repeat_interleave(paths, -1) for values in (carried, memory))
         drawn: list[Tensor] = []
-        for at_step in known:
+        for at_step, shock in zip(known, noise, strict=True):
             for index, (matrix, bias) in enumerate(cells):
                 own = 1 + index * width
                 read = carried[max(own - width, 0) : own + width]
@@ -191,7 +195,7 @@ class DeepARNetwork(nn.Module):
             if not drawn and carried.shape[1] == count:
                 carried, memory = (values.repeat_interleave(paths, -1) for values in (carried, memory))
             mean, deviation = mean.view(count, -1), deviation.view(count, -1)
-            drawn.append(mean + deviation * torch.randn((count, paths), dtype=mean.dtype, device=mean.device))
+            drawn.append(mean + deviation * shock)
             carried[0] = drawn[-1].flatten()
         return torch.stack(drawn, dim=-1)
 

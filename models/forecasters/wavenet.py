@@ -179,6 +179,7 @@ class WaveNet(Forecaster):
     """
 
     paths_share_masks = False
+    batch_invariant = False
 
     def __init__(self, schema: PanelSchema, width: int, backbone: WaveNetBackbone, head: Head, paths: int) -> None:
         super().__init__()

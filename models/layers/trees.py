@@ -93,11 +93,14 @@ class TreeEnsemble(nn.Module):
         return torch.where(self.exponential.bool(), total.exp(), total)
 
     def _walk(self, rows: Tensor) -> Tensor:
-        node = self.root.expand(len(rows), -1)
+        node, gaps = self.root.expand(len(rows), -1), bool(rows.isnan().any())
+        children = torch.stack([self.left, self.right], dim=1).flatten()
         for _ in range(int(self.depth)):
             seen = rows.gather(1, self.feature[node])
-            go_left = (seen <= self.threshold[node]) | (seen.isnan() & self.nan_left[node].bool())
-            node = torch.where(go_left, self.left[node], self.right[node])
+            right = seen > self.threshold[node]
+            if gaps:
+                right |= seen.isnan() & (self.nan_left[node] == 0)
+            node = children[2 * node + right]
         return self.value[node].sum(1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

@@ -56,15 +56,15 @@ def points_of(stage: str) -> list[Point]:
         "ingest": [written],
         "prepare": [Point(stage, "as DVC writes dvc.lock", _kill("write", r"dvc\.lock$"))],
         "baselines": [Point(stage, "as DVC writes its locks", _kill("write", r"\.dvc/tmp/rwlock$"))],
-        "train@tcn": [
-            Point(stage, "after an epoch", _kill("rename", r"member_0/last\.ckpt$")),
-            Point(stage, "with a member trained", _kill("rename", r"member_0/weights\.safetensors$")),
-            Point(stage, "with a member's forecasts half-written", _kill("write", r"member_0/quantiles_ood\.npy$")),
-            written,
-        ],
+        "train@tcn": [written],
         "register": [Point(stage, "with the version registered, not recorded", _kill("write", r"artifacts/\.receipt\."))],
     }
-    return [starts, halfway, *more.get(stage, [])]
+    members = [
+        Point(stage, "after an epoch", _kill("rename", r"member_0/last\.ckpt$")),
+        Point(stage, "with a member trained", _kill("rename", r"member_0/weights\.safetensors$")),
+        Point(stage, "with a member's forecasts half-written", _kill("write", r"member_0/quantiles_ood\.npy$")),
+    ]
+    return [starts, *(members if stage == "train@tcn" else ()), halfway, *more.get(stage, [])]
 
 
 POINTS = [point for stage in ORDER for point in points_of(stage)]

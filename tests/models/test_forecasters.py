@@ -288,3 +288,17 @@ def test_align_right_keeps_the_newest_step_last() -> None:
 def test_unscale_undoes_scaled_target(panel: Panel) -> None:
     batch = panel.gather(windows_of((0, 30), (1, 12)))
     torch.testing.assert_close(unscale(scaled_target(batch), batch), batch["decoder_target"], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["tft", "deepar", "tcn", "mamba", "tide", "hybrid"])
+def test_a_window_is_forecast_alike_whatever_is_in_its_batch(family: str, panel: Panel) -> None:
+    network = build(family, panel.schema).eval()
+    assert network.batch_invariant
+    windows = ((0, 30), (1, 12), (1, 4), (0, 40))
+    with torch.no_grad():
+        torch.manual_seed(3)
+        together = network.predict(panel.gather(windows_of(*windows)))
+        for row, window in enumerate(windows):
+            torch.manual_seed(3)
+            alone = network.predict(panel.gather(windows_of(window)))
+            torch.testing.assert_close(alone.quantiles[0], together.quantiles[row], rtol=2e-5, atol=1e-5)

@@ -126,7 +126,8 @@ SampleHorizon = Callable[[DeepAR, Tensor, tuple[Tensor, Tensor], int], Tensor]
 
 
 def sample_at_once(network: DeepAR, inputs: Tensor, state: tuple[Tensor, Tensor], paths: int) -> Tensor:
-    return network.network.sample(inputs, state, paths, network._normal)
+    noise = torch.zeros(inputs.shape[1], 1, paths)
+    return network.network.sample(inputs, state, noise, network._normal)
 
 
 def sample_step_by_step(network: DeepAR, inputs: Tensor, state: tuple[Tensor, Tensor], paths: int) -> Tensor:

@@ -1,0 +1,94 @@
+"""serve: the champion behind HTTP until it is asked to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.errors import UserError
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from tasks.serving.app import Service
+
+GRACE_SECONDS = 30
+HOST_VARIABLE, PORT_VARIABLE = "WEATHERGLASS_HOST", "WEATHERGLASS_PORT"
+
+
+def run_serve(root: Path, host: str | None, port: int | None, alias: str) -> int:
+    """Serve until SIGTERM or Ctrl-C; returns 0.
+
+    Order of precedence of address and port: argument, environment, params.yaml. Asked to stop, it says that it is not
+    ready, answers what comes for ``serving.drain_seconds``, then what has been begun, and ends.
+    """
+    from flows.environment import opened
+
+    root, params = opened(root)
+    host = host or os.environ.get(HOST_VARIABLE) or params.serving.host
+    port = _port(os.environ.get(PORT_VARIABLE), params.serving.port) if port is None else port
+    listening = _listen(host, port)
+    import torch
+    import uvicorn
+
+    from tasks.serving.app import Service
+    from tasks.tracking_store import initialise
+
+    torch.set_num_threads(1)  # one thread forecasts, the others read and answer
+    initialise()
+    service = Service(root, params, alias, host, _told)
+    config: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "lifespan": "on"}
+    server = uvicorn.Server(uvicorn.Config(service.front, timeout_graceful_shutdown=GRACE_SECONDS, **config))
+    shown = f"[{host}]" if ":" in host else host
+    _told(f"listening at http://{shown}:{listening.getsockname()[1]}; /docs tells what may be asked")
+    asyncio.run(_serve(server, service, listening, params.serving.drain_seconds))
+    return 0
+
+
+async def _serve(server: uvicorn.Server, service: Service, listening: socket.socket, seconds: float) -> None:
+    """Serve, with a time of draining between the signal and its end; a second signal ends that at once."""
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if service.front.draining:
+            server.should_exit = True
+            return
+        _told(f"asked to stop: listening for {seconds:g} s more, then answering what has been begun")
+        service.drain()
+        loop.call_later(seconds, setattr, server, "should_exit", True)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    await server._serve(sockets=[listening])  # `serve` would put signal handlers of its own in place of these
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; UserError where the address cannot be had."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listening = socket.socket(found[0], socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(found[4])
+        listening.listen(1024)
+    except OSError as error:
+        raise UserError(
+            f"{host} port {port} cannot be listened at ({error.strerror}); choose others by --host and --port."
+        ) from None
+    return listening
+
+
+def _port(text: str | None, default: int) -> int:
+    if text is None:
+        return default
+    if not text.isdigit() or int(text) > 65535:
+        raise UserError(f"{PORT_VARIABLE} is '{text}'; it must be a port from 0 to 65535.")
+    return int(text)
+
+
+def _told(sentence: str) -> None:
+    print(f"weatherglass: {sentence}", file=sys.stderr, flush=True)

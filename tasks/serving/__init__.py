@@ -1,0 +1,1 @@
+"""The forecast service: a champion behind HTTP, which follows its alias and forecasts what is waiting together."""
