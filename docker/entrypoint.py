@@ -116,6 +116,17 @@ def prefect_server(environment: MutableMapping[str, str]) -> list[str]:
     return ["prefect", "server", "start"]
 
 
+def serve(environment: MutableMapping[str, str]) -> list[str]:
+    """The forecast service, in a folder that shows it params.yaml and what the pipeline has left; it writes to neither."""
+    root = Path(os.environ.get("TMPDIR", "/tmp")) / "serve"
+    root.mkdir(exist_ok=True)
+    shutil.copyfile(PARAMS if PARAMS.is_file() else APP / "project/params.yaml", root / "params.yaml")
+    for name in ("data", ".weatherglass"):
+        if not (root / name).is_symlink():
+            (root / name).symlink_to(PROJECT / name)
+    return ["weatherglass", "serve", "--root", str(root)]
+
+
 def worker(environment: MutableMapping[str, str]) -> list[str]:
     """A Prefect worker that retrains: its pool and the deployments of prefect.yaml are made, what was killed begins again."""
     lay_out_project()
@@ -180,7 +191,7 @@ def _required(name: str) -> str:
     return value
 
 
-SERVICES = {"mlflow": mlflow_server, "prefect": prefect_server, "worker": worker, "bootstrap": bootstrap}
+SERVICES = {"mlflow": mlflow_server, "prefect": prefect_server, "serve": serve, "worker": worker, "bootstrap": bootstrap}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -193,8 +204,6 @@ def main(arguments: Sequence[str]) -> None:
         command = SERVICES[arguments[0]](environment)
     elif arguments[0] == "bucket":
         return make_bucket(*arguments[1:])
-    elif arguments[0] == "serve":
-        command = ["weatherglass", *arguments]
     else:
         command = list(arguments)
     os.execvp(command[0], command)

@@ -33,6 +33,7 @@ SMALL = {
     "baselines.models": ["seasonal_naive"],
     "projection.points": 20,
 }
+TOLD = pytest.StashKey[list[str]]()
 PIP_CONFIGURATION = "[global]\ncert = /etc/ssl/certs/ca-certificates.crt\nfind-links = /wheels\n"
 BUILD_SECONDS, START_SECONDS = 900.0, 240.0
 
@@ -95,8 +96,15 @@ class Engine:
 
     def size(self, image: str) -> float:
         """Size of an image with all its layers, in MB."""
-        name = f"weatherglass/{image}:{TAG}"
-        return int(self.engine("image", "inspect", "--format", "{{.Size}}", name)) / 1e6
+        return float(self._image(image)["Size"]) / 1e6
+
+    def layers(self, image: str) -> list[str]:
+        """Digests of an image's layers, from the base up."""
+        return list(self._image(image)["RootFS"]["Layers"])
+
+    def _image(self, image: str) -> dict[str, Any]:
+        found: list[dict[str, Any]] = json.loads(self.engine("image", "inspect", f"weatherglass/{image}:{TAG}"))
+        return found[0]
 
     def start(self, service: str) -> None:
         """Start a service alone."""
@@ -176,6 +184,17 @@ def wait(until: Callable[[], Any], seconds: float, what: str) -> Any:
         assert time.monotonic() < deadline, f"after {seconds:.0f} s still not so: {what}"
         time.sleep(1.0)
     return answer
+
+
+@pytest.fixture(scope="session")
+def tell(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Have a line shown at the end."""
+    return pytestconfig.stash.setdefault(TOLD, []).append
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    for line in config.stash.get(TOLD, []):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,9 @@ class Stack:
             return Answer(0, None)
 
     def mlflow(self, path: str) -> Answer:
-        return self.ask("MLFLOW", f"/api/2.0/mlflow/{path}", authorization=_basic("scorer", self.secrets["mlflow_scorer_password"]))
+        return self.ask(
+            "MLFLOW", f"/api/2.0/mlflow/{path}", authorization=_basic("scorer", self.secrets["mlflow_scorer_password"])
+        )
 
     def prefect(self, path: str, body: Any = None) -> Any:
         word = _basic("weatherglass", self.secrets["prefect_password"])
@@ -91,7 +93,7 @@ def _basic(user: str, password: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def stack(engine: Any, eventually: Eventually, capfd: Any = None) -> Iterator[Stack]:
+def stack(engine: Any, eventually: Eventually) -> Iterator[Stack]:
     """All services but the worker, with no champion yet."""
     engine.build()
     built = Stack(engine, eventually)
@@ -103,9 +105,12 @@ def stack(engine: Any, eventually: Eventually, capfd: Any = None) -> Iterator[St
         engine.down()
 
 
-def test_images_share_their_layers_and_their_sizes_are_told(stack: Stack, record_sizes: Callable[[dict[str, float]], None]) -> None:
+def test_the_smaller_image_is_the_base_of_the_larger(stack: Stack, tell: Callable[[str], None]) -> None:
     sizes = {image: stack.engine.size(image) for image in ("serve", "worker")}
-    record_sizes(sizes)
+    tell(f"images, all layers: serve {sizes['serve']:.0f} MB, worker {sizes['worker']:.0f} MB")
+    layers = {image: stack.engine.layers(image) for image in sizes}
+    shared = [one for one, other in zip(layers["serve"], layers["worker"], strict=False) if one == other]
+    assert len(shared) >= len(layers["serve"]) - 1  # all but the project's own code
     assert sizes["serve"] < 0.85 * sizes["worker"]
 
 
@@ -132,7 +137,9 @@ def test_bootstrap_makes_a_champion_that_forecasts_and_does_nothing_again(stack:
     stack.eventually(lambda: stack.ask("SCORER", "/readyz").status == 200, 60, "the service is ready")
     answer = stack.forecast()
     assert answer.status == 200, answer.body
-    assert len(answer.body["forecast"]) == HORIZON
+    (forecast,) = answer.body["forecasts"]
+    assert (answer.body["model"]["version"], forecast["unique_id"], len(forecast["mean"])) == ("1", "a", HORIZON)
+    assert all(low < high for low, high in zip(forecast["lo-90"], forecast["hi-90"], strict=True))
 
 
 def test_the_deployment_retrains_and_ends_in_a_decision(stack: Stack) -> None:
@@ -186,4 +193,6 @@ def test_containers_have_no_privileges_and_show_no_password(stack: Stack) -> Non
 def _checkpoints(stack: Stack) -> list[str]:
     """Checkpoints of members in training in the project's volume."""
     find = "find /project/.weatherglass/checkpoints -name last.ckpt"
-    return [line for line in stack.engine.exec("worker", "sh", "-c", find, check=False).splitlines() if line.endswith("last.ckpt")]
+    return [
+        line for line in stack.engine.exec("worker", "sh", "-c", find, check=False).splitlines() if line.endswith("last.ckpt")
+    ]

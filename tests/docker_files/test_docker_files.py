@@ -121,16 +121,25 @@ def write_secrets(entrypoint: ModuleType, *names: str) -> None:
 
 
 def test_a_command_gets_the_credentials_of_the_secrets_that_its_container_has(
-    entrypoint: ModuleType, monkeypatch: pytest.MonkeyPatch
+    entrypoint: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (entrypoint.APP / "project").mkdir()
+    (entrypoint.APP / "project/params.yaml").write_text("image's", encoding="utf-8")
     became: list[list[str]] = []
-    environment: dict[str, str] = {}
+    environment = {"TMPDIR": str(tmp_path)}
     monkeypatch.setattr(entrypoint.os, "environ", environment)
     monkeypatch.setattr(entrypoint.os, "execvp", lambda name, command: became.append(command))
     write_secrets(entrypoint, "mlflow_scorer_password")
     entrypoint.main(["serve"])
-    assert became == [["weatherglass", "serve"]]
-    assert environment == {"MLFLOW_TRACKING_USERNAME": "scorer", "MLFLOW_TRACKING_PASSWORD": "mlflow_scorer_password@/%word"}
+    root = tmp_path / "serve"
+    assert became == [["weatherglass", "serve", "--root", str(root)]]
+    assert (root / "params.yaml").read_text(encoding="utf-8") == "image's"
+    assert (root / "data").readlink() == entrypoint.PROJECT / "data"
+    assert environment == {
+        "TMPDIR": str(tmp_path),
+        "MLFLOW_TRACKING_USERNAME": "scorer",
+        "MLFLOW_TRACKING_PASSWORD": "mlflow_scorer_password@/%word",
+    }
     write_secrets(entrypoint, "mlflow_admin_password", "prefect_password")
     entrypoint.main(["dvc", "status"])
     assert became[-1] == ["dvc", "status"]
@@ -153,9 +162,7 @@ def test_servers_get_passwords_by_their_environment_and_not_by_their_command(ent
     assert "PREFECT_API_URL" not in environment
 
 
-def test_mlflow_users_follow_the_secret_files(
-    entrypoint: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mlflow_users_follow_the_secret_files(entrypoint: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.server.auth.config import read_auth_config
     from mlflow.server.auth.sqlalchemy_store import SqlAlchemyStore
 

@@ -68,9 +68,7 @@ def runs_of(client: SyncPrefectClient, deployment: UUID) -> dict[UUID, str]:
     return {run.id: str(run.state_name) for run in client.read_flow_runs(deployment_filter=chosen)}
 
 
-def test_an_abandoned_retraining_is_ended_and_begun_again_once(
-    client: SyncPrefectClient, deployment: UUID, root: Path
-) -> None:
+def test_an_abandoned_retraining_is_ended_and_begun_again_once(client: SyncPrefectClient, deployment: UUID, root: Path) -> None:
     killed = begun(client, deployment)
     with alone(root):
         (told,) = take_over(root)
