@@ -141,7 +141,9 @@ class DeepARNetwork(nn.Module):
         return values, (hidden, cell)
 
     @torch.no_grad()
-    def sample(self, inputs: Tensor, state: State, noise: Tensor, normal: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+    def sample(
+        self, inputs: Tensor, state: State, noise: Tensor, normal: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> Tensor:
         """Ancestral sample paths ``(B, paths, H)``: each step feeds on the value that was drawn for the one before.
 
         ``inputs`` ``(B, H, W)`` are the decoder's, of whose targets the first alone is read; ``noise`` ``(H, B, paths)``,

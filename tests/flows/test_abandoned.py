@@ -1,4 +1,4 @@
-"""What a killed worker has left: its runs are ended, a retraining is begun again once, and nothing is done beside a live one."""
+"""What a killed worker has left is ended, a retraining is begun again once, and nothing is done beside a live one."""
 
 from __future__ import annotations
 
