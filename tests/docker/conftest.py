@@ -29,7 +29,7 @@ SMALL = {
     "train.members": 1,
     "train.batches_per_epoch": 40,
     "train.workers": 1,
-    "forecasters.tcn.max_epochs": 30,
+    "forecasters.tcn.max_epochs": 40,
     "baselines.models": ["seasonal_naive"],
     "projection.points": 20,
 }
