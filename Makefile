@@ -4,13 +4,14 @@
 # make test-faults  kill the pipeline everywhere, take its services and disk away, and show a table of what came of it
 # make test-docker  build the images, start the stack on loopback, forecast through it, kill its parts, take it down
 # make audit  check the locks, and ask OSV for known vulnerabilities where it can be reached
+# make serve the forecast service on 127.0.0.1:8080, with the champion that make run has registered
 # make ui    MLflow and Prefect UIs on the embedded stores
 # make clean remove what runs have made (not the environment)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-services test-faults test-docker audit ui clean lint peers
+.PHONY: run serve test test-services test-faults test-docker audit ui clean lint peers
 
 $(VENV)/.run: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,6 +29,9 @@ $(VENV)/.services: $(VENV)/.test requirements-services.lock
 
 run: $(VENV)/.run
 	$(BIN)/weatherglass run
+
+serve: $(VENV)/.run
+	OMP_NUM_THREADS=1 $(BIN)/weatherglass serve
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

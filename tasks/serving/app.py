@@ -51,7 +51,7 @@ class Service:
         champion = self.champion()
         body = await body_of(request, self.limits)
         asked, series = await run_in_threadpool(self._read, champion, body)
-        answers = [_known(champion, index, name) for index, name in enumerate(asked.ids or ())]
+        answers = [_known(champion, index, name) for index, name in enumerate(asked.ids)]
         if series:
             answers = await self.batcher.forecast(champion, series)
         return self._answer(champion, answers, asked.columns)
@@ -59,8 +59,8 @@ class Service:
     def _read(self, champion: Champion, body: bytes) -> tuple[ForecastRequest, Asked]:
         asked: ForecastRequest = parsed(bodies.FORECAST, body)
         check_request(asked, champion.bundle, self.limits)
-        places = [("body", "series", index) for index in range(len(asked.series or ()))]
-        pairs = zip(places, asked.series or (), strict=True)
+        places = [("body", "series", index) for index in range(len(asked.series))]
+        pairs = zip(places, asked.series, strict=True)
         return asked, [(place, frame_of(series, place, champion.bundle)) for place, series in pairs]
 
     async def observe(self, request: Request) -> Json:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from tasks.bundle import Bundle
+from tasks.bundle import MINIMUM_HISTORY, Bundle
 from tasks.encoding import Encoding
 from tasks.params_serving import Serving
 
@@ -34,10 +34,12 @@ class Series(Body):
 
 
 class ForecastRequest(Body):
-    """Series of the panel by their names, or histories."""
+    """Series of the panel by their names, or histories: one of the two."""
 
-    ids: list[Name] | None = Field(None, min_length=1, description="Series of the panel that the service has.")
-    series: list[Series] | None = Field(None, min_length=1, description="Histories to forecast from.")
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["ids"]}, {"required": ["series"]}]})
+
+    ids: tuple[Name, ...] = Field((), min_length=1, strict=False, description="Series of the panel that the service has.")
+    series: tuple[Series, ...] = Field((), min_length=1, strict=False, description="Histories to forecast from.")
     columns: list[str] | None = Field(None, min_length=1, description="Columns of the forecast to send; all by default.")
 
 
@@ -82,19 +84,18 @@ def _place(found: tuple[str | int, ...]) -> Place:
 
 def check_request(request: ForecastRequest, bundle: Bundle, limits: Serving) -> None:
     """Raise Refusal where a request asks for something that the bundle does not have, or for too much."""
-    if (request.ids is None) == (request.series is None):
+    if bool(request.ids) == bool(request.series):
         raise Refusal(422, ("body",), "give either ids, series of the panel, or series, histories")
-    field = "ids" if request.ids is not None else "series"
-    count = len(request.ids or request.series or ())
+    field, count = ("ids", len(request.ids)) if request.ids else ("series", len(request.series))
     if count > limits.series:
         raise Refusal(422, ("body", field), f"{count} series are asked for; the most is {limits.series} (serving.series)")
     seen: set[str] = set()
-    for index, each in enumerate(request.ids or [series.unique_id for series in request.series or ()]):
+    for index, each in enumerate(request.ids or [series.unique_id for series in request.series]):
         if each in seen:
             place: Place = ("body", field, index) if field == "ids" else ("body", field, index, "unique_id")
             raise Refusal(422, place, f"{each!r} comes twice; name a series once")
         seen.add(each)
-    for index, series in enumerate(request.series or ()):
+    for index, series in enumerate(request.series):
         check_series(series, ("body", "series", index), bundle.encoding, limits)
 
 
@@ -108,6 +109,10 @@ def check_series(series: Series, place: Place, encoding: Encoding, limits: Servi
         raise Refusal(422, (*place, "ds"), f"{steps} steps; the most is {limits.steps} (serving.steps)")
     if len(series.y) != steps:
         raise Refusal(422, (*place, "y"), f"{len(series.y)} values for {steps} times in ds; they must be as many")
+    known = sum(value is not None for value in series.y)
+    if known < MINIMUM_HISTORY and not continued:
+        sentence = f"{known} value{'' if known == 1 else 's'}; a forecast needs at least {MINIMUM_HISTORY}"
+        raise Refusal(422, (*place, "y"), sentence)
     kind, right = (int, "whole numbers") if isinstance(encoding.frequency, int) else (str, "dates as text")
     for index, time in enumerate(series.ds):
         if not isinstance(time, kind):

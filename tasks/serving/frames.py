@@ -122,11 +122,13 @@ def _texts(times: pd.Series) -> list[Any]:
 
 
 def _refusal(error: UserError, request: Request) -> Refusal:
-    """The sentence, with the place of the row that it names."""
+    """The sentence, with the place of the row that it names, where it names one."""
     found = _ROW.search(str(error))
-    row = int(found[1]) - 1 if found else 0
+    if found is None:
+        return Refusal(422, request[0][0] if len(request) == 1 else ("body",), str(error))
+    row = int(found[1]) - 1
     for place, frame in request:
         if row < len(frame):
-            return Refusal(422, (*place, "ds", row) if found else place, str(error))
+            return Refusal(422, (*place, "ds", row), str(error))
         row -= len(frame)
     return Refusal(422, ("body",), str(error))
