@@ -173,8 +173,7 @@ class Podman(Engine):
 
     def healthy(self, service: str) -> bool:
         """Podman's timers need systemd, so the check of the container is run by hand."""
-        self.engine("healthcheck", "run", self.container(service), check=False)
-        return self.inspect(service)["State"]["Health"]["Status"] == "healthy"
+        return _answers(self.path, "podman", "healthcheck", "run", self.container(service))
 
 
 def wait(until: Callable[[], Any], seconds: float, what: str) -> Any:
