@@ -49,9 +49,9 @@ def rendered(*arguments: str, **variables: str) -> dict[str, Any]:
     [
         ((), set()),
         (("--profile", "gpu"), {"worker-gpu"}),
-        (("--profile", "s3"), {"s3", "s3-bucket"}),
+        (("--profile", "s3"), {"s3", "s3-volume", "s3-bucket"}),
         (("--env-file", str(DOCKER / "gpu.env")), {"worker-gpu"}),
-        (("--env-file", str(DOCKER / "s3.env")), {"s3", "s3-bucket"}),
+        (("--env-file", str(DOCKER / "s3.env")), {"s3", "s3-volume", "s3-bucket"}),
     ],
 )
 def test_compose_reads_the_stack_with_each_profile(arguments: tuple[str, ...], more: set[str]) -> None:
