@@ -148,7 +148,7 @@ class Podman(Engine):
 
     def build(self) -> None:
         self.call(self.path, "base", seconds=BUILD_SECONDS)
-        self.call(self.path, "build", "tests/docker/postgres.Dockerfile", POSTGRES, ".", seconds=BUILD_SECONDS)
+        self.call(self.path, "build", "tests/docker/postgres.Dockerfile", POSTGRES, "tests/docker", seconds=BUILD_SECONDS)
         for image in IMAGES:
             self._build_target(image)
         self.rendered.write_text(self._config(), encoding="utf-8")

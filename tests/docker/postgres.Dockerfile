@@ -6,7 +6,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && install --directory --mode 1777 /var/lib/postgresql/data /var/run/postgresql /docker-entrypoint-initdb.d
 ENV PATH=/usr/lib/postgresql/15/bin:$PATH
-COPY tests/docker/postgres.sh /usr/local/bin/docker-entrypoint.sh
+COPY postgres.sh /usr/local/bin/docker-entrypoint.sh
 VOLUME /var/lib/postgresql/data
 STOPSIGNAL SIGINT
 RUN useradd --uid 10001 --no-create-home database
