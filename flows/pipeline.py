@@ -13,7 +13,7 @@ from tasks.files import file_md5, held, read_json, waiting, write_text
 from tasks.params import Params
 from tasks.params_file import set_key
 from tasks.presets import combination
-from tasks.versions import RECEIPT
+from tasks.versions import is_registered
 
 INGESTED = Path("data/ingested")
 USER_ERROR = Path(".weatherglass/user_error.txt")
@@ -46,7 +46,7 @@ def run_pipeline(root: Path, targets: Sequence[str] = (), force: bool = False) -
 
             code = reproduce(root, ["prepare"], force) or train_ahead(root, params, force)
         code = code or reproduce(root, targets, force)
-        if code == 0 and (not targets or "register" in targets) and from_experiment(root):
+        if code == 0 and (not targets or "register" in targets) and not is_registered(root):
             code = reproduce(root, ["--single-item", "register"], force=True)
     if code == 0 and not targets:
         print(where_to_look(root, api_url))
@@ -83,12 +83,6 @@ def source_changed(root: Path, params: Params) -> bool:
     if params.data.path is None or not meta.exists() or not (root / params.data.path).is_file():
         return False
     return bool(read_json(meta).get("source_md5") != file_md5(root / params.data.path))
-
-
-def from_experiment(root: Path) -> bool:
-    """Whether the results in ``root`` are those of a DVC experiment, which registers nothing."""
-    receipt = root / RECEIPT
-    return receipt.exists() and read_json(receipt)["version"] is None
 
 
 def reproduce(root: Path, targets: Sequence[str], force: bool) -> int:

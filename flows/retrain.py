@@ -40,7 +40,7 @@ def decide(root: Path, params: Params, before: str | None) -> int:
     """Promote the challenger of the last run, or keep the champion; says why and returns the exit code."""
     from tasks.files import read_json
     from tasks.promotion import ROLLED_BACK, judged, keep_out, promote, promoted_at
-    from tasks.registry import load_champion
+    from tasks.registry import load_challenger, load_champion
     from tasks.versions import RECEIPT
 
     name, receipt = params.registry.name, read_json(root / RECEIPT)
@@ -57,7 +57,7 @@ def decide(root: Path, params: Params, before: str | None) -> int:
         what = "rolled back" if earlier.action == ROLLED_BACK else "kept out"
         print(f"{name}: version {version} was {what} {earlier.at}: {earlier.reason}; version {champion} stays @champion")
         return EXIT_KEPT
-    old, new = (load_champion(name, alias) for alias in ("champion", "challenger"))
+    old, new = load_champion(name), load_challenger(name, version, receipt["bundle"])
     verdict = meet(root, params, old, new, promoted_at(name, champion))
     if verdict.passed:
         promote(root, name, version, verdict.text, verdict.figures)

@@ -12,7 +12,7 @@ from tasks.files import read_json, write_json
 from tasks.params import Params
 from tasks.prepare import INGESTED
 from tasks.tracking_store import TrackingError, current_client, first_line, retry
-from tasks.versions import COMPARED, RECEIPT, aliases_of, version_metrics
+from tasks.versions import COMPARED, RECEIPT, aliases_of, note_registered, version_metrics
 
 DIGEST_TAG = "weatherglass.bundle"
 REQUIREMENTS = ("torch", "pytorch-forecasting", "lightning", "pandas", "numpy", "pandera", "safetensors", "scikit-learn",
@@ -53,6 +53,7 @@ def register(params: Params, root: Path, run_id: str) -> Path:
     if receipt["alias"] == "challenger":
         receipt["champion"] = {"version": str(champion), "metrics": version_metrics(name, champion)}
     write_json(root / RECEIPT, receipt)
+    note_registered(root, receipt)
     return root / RECEIPT
 
 
@@ -110,6 +111,14 @@ def _compared(folder: Path) -> dict[str, float]:
     """The metrics of a bundle's ensemble by which versions are compared."""
     metrics = read_json(folder / "bundle.json")["metrics"]
     return {metric: metrics[f"ensemble/{metric}"] for metric in COMPARED if f"ensemble/{metric}" in metrics}
+
+
+def load_challenger(name: str, version: str, digest: str) -> Bundle:
+    """Load the version that is to meet the champion, and make it ``challenger`` where it is not."""
+    bundle = load_version(name, version, digest)
+    if aliases_of(name).get("challenger") != version:  # DVC has brought its receipt back without registering it again
+        retry(current_client().set_registered_model_alias, name, "challenger", version)
+    return bundle
 
 
 def load_champion(name: str, alias: str = "champion") -> Bundle:

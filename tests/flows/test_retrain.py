@@ -51,10 +51,11 @@ def contest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
         version: str, champion: str, before: str | None, passed: bool, earlier: Any = None
     ) -> tuple[int, list[tuple[str, str]]]:
         done: list[tuple[str, str]] = []
-        write_json(tmp_path / RECEIPT, {"version": version})
+        write_json(tmp_path / RECEIPT, {"version": version, "bundle": "b"})
         monkeypatch.setattr(retrain, "_champion", lambda params: champion)
         monkeypatch.setattr(retrain, "meet", lambda *given: Verdict(passed, ("CRPS -5.0%",), {}))
-        monkeypatch.setattr(registry, "load_champion", lambda name, alias: alias)
+        monkeypatch.setattr(registry, "load_champion", lambda name: "champion")
+        monkeypatch.setattr(registry, "load_challenger", lambda name, which, digest: "challenger")
         monkeypatch.setattr(promotion, "promoted_at", lambda *given: None)
         monkeypatch.setattr(promotion, "judged", lambda *given: earlier)
         real = [("promoted", which) for which in (version,) if which != champion]  # of a champion it changes nothing

@@ -16,7 +16,7 @@ from tasks.errors import UserError
 from tasks.files import file_md5, read_json, write_json
 from tasks.forecast import check_output, forecast_table, write_forecast
 from tasks.params import Params
-from tasks.registry import load_champion, register, set_aside
+from tasks.registry import load_challenger, load_champion, register, set_aside
 from tasks.summary import receipt_text
 from tasks.tracking import initialise, parent_run
 from tasks.versions import RECEIPT
@@ -155,3 +155,11 @@ def test_a_damaged_copy_is_refused_and_registering_again_makes_a_whole_one(
     finally:
         for path, content in before.items():
             path.write_bytes(content)
+
+
+def test_a_challenger_whose_receipt_alone_came_back_gets_its_alias(receipts: list[dict[str, Any]]) -> None:
+    client, other = MlflowClient(), receipts[2]
+    client.delete_registered_model_alias(NAME, "challenger")
+    bundle = load_challenger(NAME, other["version"], other["bundle"])
+    assert bundle.name == f"{NAME} version {other['version']}"
+    assert str(client.get_model_version_by_alias(NAME, "challenger").version) == other["version"]
