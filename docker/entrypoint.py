@@ -142,13 +142,25 @@ def worker(environment: MutableMapping[str, str]) -> list[str]:
 def bootstrap(environment: MutableMapping[str, str]) -> list[str]:
     """The first run, which registers the first champion; nothing where the registry has one."""
     lay_out_project()
-    listed = subprocess.run(
-        ["weatherglass", "history", "--json"], cwd=PROJECT, env=environment, check=True, capture_output=True, text=True
-    )
-    if '"champion"' in listed.stdout:
-        print("the registry has a champion; nothing to do", flush=True)
+    if (version := _champion()) is not None:
+        print(f"version {version} is @champion; nothing to do", flush=True)
         return ["true"]
     return ["weatherglass", "run"]
+
+
+def _champion() -> str | None:
+    """The version behind @champion, None where the registry has none; ends with one sentence where it cannot be asked."""
+    from flows.environment import opened
+    from tasks.errors import UserError
+    from tasks.tracking_store import initialise
+    from tasks.versions import aliases_of
+
+    try:
+        _, params = opened(PROJECT)
+        initialise()
+        return aliases_of(params.registry.name).get("champion")
+    except UserError as error:
+        raise SystemExit(f"weatherglass: {error}") from None
 
 
 def make_bucket(address: str) -> None:

@@ -4,8 +4,9 @@ FROM ${PYTHON_IMAGE}
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends postgresql-15=15.* \
     && rm -rf /var/lib/apt/lists/* \
-    && install --directory --mode 1777 /var/lib/postgresql/data /var/run/postgresql /docker-entrypoint-initdb.d
-ENV PATH=/usr/lib/postgresql/15/bin:$PATH
+    && install --directory --mode 1777 /var/lib/postgresql/data /docker-entrypoint-initdb.d
+# the socket lies in /tmp, since Podman lays a tmpfs of its own over /run
+ENV PATH=/usr/lib/postgresql/15/bin:$PATH PGHOST=/tmp
 COPY postgres.sh /usr/local/bin/docker-entrypoint.sh
 VOLUME /var/lib/postgresql/data
 STOPSIGNAL SIGINT
