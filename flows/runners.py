@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -31,6 +32,8 @@ CONNECT_SECONDS = 10.0
 POLL_SECONDS = 1.0
 RAY_BEYOND_THIS_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Where it is 0, Ray's servers listen on 127.0.0.1 alone, on Linux as well; else on all addresses."""
+RAY_AUTH_MODE = "RAY_AUTH_MODE"
+RAY_TOKEN = Path(".ray/auth_token")  # at home
 OBJECT_STORE_BYTES = 100 * 2**20  # of a local Ray cluster: members pass paths, never arrays
 
 
@@ -166,8 +169,7 @@ def _task_runner(params: Params, members: int) -> TaskRunner[Any]:
             return DaskTaskRunner(address=address)
         size = {"n_workers": workers, "threads_per_worker": 1, "memory_limit": 0}
         return DaskTaskRunner(cluster_kwargs=size | {"host": "127.0.0.1", "dashboard_address": None})
-    if not address:
-        os.environ[RAY_BEYOND_THIS_MACHINE] = "0"  # read as ray is imported
+    _prepare_ray(address)
     from prefect_ray import RayTaskRunner
 
     variables = KEEP_MEMORY | {"PREFECT_API_URL": os.environ["PREFECT_API_URL"]}
@@ -176,6 +178,17 @@ def _task_runner(params: Params, members: int) -> TaskRunner[Any]:
         settings |= {"num_cpus": workers, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         settings |= {"_node_ip_address": "127.0.0.1"}
     return RayTaskRunner(address=address or "local", init_kwargs=settings)
+
+
+def _prepare_ray(address: str | None) -> None:
+    """Set what ray reads as it is imported: a cluster of its own stays on loopback, and another one gets its token.
+
+    `ray start` asks for a token as soon as its user has one, but a client sends it only where the mode is set.
+    """
+    if not address:
+        os.environ[RAY_BEYOND_THIS_MACHINE] = "0"
+    elif os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or (Path.home() / RAY_TOKEN).is_file():
+        os.environ.setdefault(RAY_AUTH_MODE, "token")
 
 
 def _options(params: Params) -> AbstractContextManager[Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -46,6 +48,12 @@ def wait_for(what: Callable[[], object], seconds: float = 90.0) -> None:
 
 
 @pytest.fixture(scope="module")
+def module_patch() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
 def untrained(prepared_project: Path, edit_params: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("untrained") / "project"
     shutil.copytree(prepared_project, root)
@@ -78,21 +86,28 @@ def dask_cluster(service: Service, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def ray_cluster(service: Service, free_port: Callable[[], int]) -> Iterator[Cluster]:
-    """A head without processors, to which the driver belongs, and two nodes with one each."""
+def ray_cluster(
+    service: Service, free_port: Callable[[], int], environment: dict[str, str], module_patch: pytest.MonkeyPatch
+) -> Iterator[Cluster]:
+    """A head without processors, to which the driver belongs, and two nodes with one each; it asks for a token."""
     from ray.util import get_node_ip_address
 
+    token = secrets.token_hex(32)
+    module_patch.setenv("RAY_AUTH_TOKEN", token)
+    module_patch.setitem(environment, "RAY_AUTH_TOKEN", token)
     here = get_node_ip_address()  # a client takes 127.0.0.1 for this address, so the head must have it
     address = f"{here}:{free_port()}"
     small = ("--object-store-memory", str(100 * 2**20), "--disable-usage-stats", "--block")
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:  # a socket's path must be short
         head = ("--head", "--node-ip-address", here, "--port", address.split(":")[1], "--num-cpus", "0")
-        service(str(BIN / "ray"), "start", *head, "--include-dashboard", "false", "--temp-dir", folder, *small)
+        service(
+            str(BIN / "ray"), "start", *head, "--include-dashboard", "false", "--temp-dir", folder, *small, RAY_AUTH_TOKEN=token
+        )
         wait_for(lambda: ray_cpus(address) == 0)
         node = (str(BIN / "ray"), "start", "--address", address, "--node-ip-address", here, "--num-cpus", "1", *small)
         random = ("--min-worker-port", "0", "--max-worker-port", "0")  # by default each node takes the same
         first, second = (("--dashboard-agent-listen-port", str(free_port()), *random) for _ in range(2))
-        workers = service(*node, *first), service(*node, *second)
+        workers = service(*node, *first, RAY_AUTH_TOKEN=token), service(*node, *second, RAY_AUTH_TOKEN=token)
         wait_for(lambda: ray_cpus(address) == 2)
         yield Cluster("ray", address, workers)
 
@@ -100,7 +115,8 @@ def ray_cluster(service: Service, free_port: Callable[[], int]) -> Iterator[Clus
 def ray_cpus(address: str) -> float | None:
     """Processors of a Ray cluster, None before it answers; asked in a process of its own."""
     ask = f"import ray; ray.init('{address}', log_to_driver=False); print(ray.cluster_resources().get('CPU', 0))"
-    told = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False)
+    variables = os.environ | {"RAY_AUTH_MODE": "token"}
+    told = subprocess.run([sys.executable, "-c", ask], env=variables, capture_output=True, text=True, check=False)
     return float(told.stdout.split()[-1]) if told.returncode == 0 else None
 
 
