@@ -92,22 +92,20 @@ def ray_cluster(
     """A head without processors, to which the driver belongs, and two nodes with one each; it asks for a token."""
     from ray.util import get_node_ip_address
 
-    token = secrets.token_hex(32)
-    module_patch.setenv("RAY_AUTH_TOKEN", token)
-    module_patch.setitem(environment, "RAY_AUTH_TOKEN", token)
+    key = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    module_patch.setenv("RAY_AUTH_TOKEN", key["RAY_AUTH_TOKEN"])
+    module_patch.setitem(environment, "RAY_AUTH_TOKEN", key["RAY_AUTH_TOKEN"])
     here = get_node_ip_address()  # a client takes 127.0.0.1 for this address, so the head must have it
     address = f"{here}:{free_port()}"
     small = ("--object-store-memory", str(100 * 2**20), "--disable-usage-stats", "--block")
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:  # a socket's path must be short
         head = ("--head", "--node-ip-address", here, "--port", address.split(":")[1], "--num-cpus", "0")
-        service(
-            str(BIN / "ray"), "start", *head, "--include-dashboard", "false", "--temp-dir", folder, *small, RAY_AUTH_TOKEN=token
-        )
+        service(str(BIN / "ray"), "start", *head, "--include-dashboard", "false", "--temp-dir", folder, *small, **key)
         wait_for(lambda: ray_cpus(address) == 0)
         node = (str(BIN / "ray"), "start", "--address", address, "--node-ip-address", here, "--num-cpus", "1", *small)
         random = ("--min-worker-port", "0", "--max-worker-port", "0")  # by default each node takes the same
         first, second = (("--dashboard-agent-listen-port", str(free_port()), *random) for _ in range(2))
-        workers = service(*node, *first, RAY_AUTH_TOKEN=token), service(*node, *second, RAY_AUTH_TOKEN=token)
+        workers = service(*node, *first, **key), service(*node, *second, **key)
         wait_for(lambda: ray_cpus(address) == 2)
         yield Cluster("ray", address, workers)
 
