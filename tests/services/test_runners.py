@@ -105,9 +105,11 @@ def ray_cluster(
         node = (str(BIN / "ray"), "start", "--address", address, "--node-ip-address", here, "--num-cpus", "1", *small)
         random = ("--min-worker-port", "0", "--max-worker-port", "0")  # by default each node takes the same
         first, second = (("--dashboard-agent-listen-port", str(free_port()), *random) for _ in range(2))
-        workers = service(*node, *first, **key), service(*node, *second, **key)
+        one = service(*node, *first, **key)
+        wait_for(lambda: ray_cpus(address) == 1)  # nodes that start at once on one machine get in each other's way
+        other = service(*node, *second, **key)
         wait_for(lambda: ray_cpus(address) == 2)
-        yield Cluster("ray", address, workers)
+        yield Cluster("ray", address, (one, other))
 
 
 def ray_cpus(address: str) -> float | None:
