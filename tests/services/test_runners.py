@@ -184,6 +184,7 @@ def test_a_worker_killed_half_way_costs_nothing_that_was_learnt(
     edit_params(root, {"runner": runner, "runner_address": cluster.address})
     run = start_training(root, environment, prefect_api, "tcn")
     wait_for(lambda: at_work(root) or run.poll() is not None, 180)
+    assert run.stdout is not None and run.poll() is None, run.stdout and run.stdout.read()
     member = at_work(root)[0]
     first = process_at(member)
     lost, kept = sorted(cluster.workers, key=lambda worker: first not in pids(worker))
@@ -198,7 +199,6 @@ def test_a_worker_killed_half_way_costs_nothing_that_was_learnt(
             holders.add(holder)
         reports.add(last_report(member)[0])
         time.sleep(0.01)
-    assert run.stdout is not None
     assert run.wait() == 0, run.stdout.read()
     assert len(holders) == 1
     assert min(reports - {0}) >= learnt, "the member went on from its checkpoint"
