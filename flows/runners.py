@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -208,7 +209,7 @@ def _check_prefect(params: Params) -> None:
         return
     host, _ = _host_and_port(params.runner, params.runner_address)
     api_url = os.environ["PREFECT_API_URL"]
-    if _is_loopback(urlsplit(api_url).hostname or "") and not _is_loopback(host):
+    if _is_loopback(urlsplit(api_url).hostname or "") and not _is_here(host):
         raise UserError(
             f"runner_address is {params.runner_address}, whose workers cannot reach the Prefect server at {api_url}: set "
             "services.prefect_api_url to one that they reach, or runner_address: null."
@@ -220,6 +221,13 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _is_here(host: str) -> bool:
+    """Whether an address is one of this machine's; Ray gives its head such a one where it was told 127.0.0.1."""
+    import psutil
+
+    return _is_loopback(host) or any(each.address == host for each in chain.from_iterable(psutil.net_if_addrs().values()))
 
 
 def _host_and_port(runner: str, address: str) -> tuple[str, int]:
