@@ -8,6 +8,8 @@ import os
 import socket
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -31,6 +33,8 @@ CONNECT_SECONDS = 10.0
 POLL_SECONDS = 1.0
 RAY_BEYOND_THIS_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Where it is 0, Ray's servers listen on 127.0.0.1 alone, on Linux as well; else on all addresses."""
+RAY_AUTH_MODE = "RAY_AUTH_MODE"
+RAY_TOKEN = Path(".ray/auth_token")  # at home
 OBJECT_STORE_BYTES = 100 * 2**20  # of a local Ray cluster: members pass paths, never arrays
 
 
@@ -166,8 +170,7 @@ def _task_runner(params: Params, members: int) -> TaskRunner[Any]:
             return DaskTaskRunner(address=address)
         size = {"n_workers": workers, "threads_per_worker": 1, "memory_limit": 0}
         return DaskTaskRunner(cluster_kwargs=size | {"host": "127.0.0.1", "dashboard_address": None})
-    if not address:
-        os.environ[RAY_BEYOND_THIS_MACHINE] = "0"  # read as ray is imported
+    _prepare_ray(address)
     from prefect_ray import RayTaskRunner
 
     variables = KEEP_MEMORY | {"PREFECT_API_URL": os.environ["PREFECT_API_URL"]}
@@ -176,6 +179,17 @@ def _task_runner(params: Params, members: int) -> TaskRunner[Any]:
         settings |= {"num_cpus": workers, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         settings |= {"_node_ip_address": "127.0.0.1"}
     return RayTaskRunner(address=address or "local", init_kwargs=settings)
+
+
+def _prepare_ray(address: str | None) -> None:
+    """Set what ray reads as it is imported: a cluster of its own stays on loopback, and another one gets its token.
+
+    `ray start` asks for a token as soon as its user has one, but a client sends it only where the mode is set.
+    """
+    if not address:
+        os.environ[RAY_BEYOND_THIS_MACHINE] = "0"
+    elif os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or (Path.home() / RAY_TOKEN).is_file():
+        os.environ.setdefault(RAY_AUTH_MODE, "token")
 
 
 def _options(params: Params) -> AbstractContextManager[Any]:
@@ -195,7 +209,7 @@ def _check_prefect(params: Params) -> None:
         return
     host, _ = _host_and_port(params.runner, params.runner_address)
     api_url = os.environ["PREFECT_API_URL"]
-    if _is_loopback(urlsplit(api_url).hostname or "") and not _is_loopback(host):
+    if _is_loopback(urlsplit(api_url).hostname or "") and not _is_here(host):
         raise UserError(
             f"runner_address is {params.runner_address}, whose workers cannot reach the Prefect server at {api_url}: set "
             "services.prefect_api_url to one that they reach, or runner_address: null."
@@ -207,6 +221,13 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _is_here(host: str) -> bool:
+    """Whether an address is one of this machine's; Ray gives its head such a one where it was told 127.0.0.1."""
+    import psutil
+
+    return _is_loopback(host) or any(each.address == host for each in chain.from_iterable(psutil.net_if_addrs().values()))
 
 
 def _host_and_port(runner: str, address: str) -> tuple[str, int]:

@@ -35,9 +35,9 @@ def service(
     folder, started = tmp_path_factory.mktemp("services"), list[psutil.Process]()
     variables = environment | {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "RAY_USAGE_STATS_ENABLED": "0"}
 
-    def start(*command: str) -> psutil.Process:
+    def start(*command: str, **more: str) -> psutil.Process:
         with open(folder / f"{len(started)}.log", "wb") as log:
-            process = psutil.Popen(command, cwd=folder, env=variables, stdout=log, stderr=subprocess.STDOUT)
+            process = psutil.Popen(command, cwd=folder, env=variables | more, stdout=log, stderr=subprocess.STDOUT)
         started.append(process)
         return process
 

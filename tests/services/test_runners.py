@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -46,6 +48,12 @@ def wait_for(what: Callable[[], object], seconds: float = 90.0) -> None:
 
 
 @pytest.fixture(scope="module")
+def module_patch() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
 def untrained(prepared_project: Path, edit_params: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("untrained") / "project"
     shutil.copytree(prepared_project, root)
@@ -78,29 +86,37 @@ def dask_cluster(service: Service, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def ray_cluster(service: Service, free_port: Callable[[], int]) -> Iterator[Cluster]:
-    """A head without processors, to which the driver belongs, and two nodes with one each."""
+def ray_cluster(
+    service: Service, free_port: Callable[[], int], environment: dict[str, str], module_patch: pytest.MonkeyPatch
+) -> Iterator[Cluster]:
+    """A head without processors, to which the driver belongs, and two nodes with one each; it asks for a token."""
     from ray.util import get_node_ip_address
 
+    key = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    module_patch.setenv("RAY_AUTH_TOKEN", key["RAY_AUTH_TOKEN"])
+    module_patch.setitem(environment, "RAY_AUTH_TOKEN", key["RAY_AUTH_TOKEN"])
     here = get_node_ip_address()  # a client takes 127.0.0.1 for this address, so the head must have it
     address = f"{here}:{free_port()}"
     small = ("--object-store-memory", str(100 * 2**20), "--disable-usage-stats", "--block")
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:  # a socket's path must be short
         head = ("--head", "--node-ip-address", here, "--port", address.split(":")[1], "--num-cpus", "0")
-        service(str(BIN / "ray"), "start", *head, "--include-dashboard", "false", "--temp-dir", folder, *small)
+        service(str(BIN / "ray"), "start", *head, "--include-dashboard", "false", "--temp-dir", folder, *small, **key)
         wait_for(lambda: ray_cpus(address) == 0)
         node = (str(BIN / "ray"), "start", "--address", address, "--node-ip-address", here, "--num-cpus", "1", *small)
         random = ("--min-worker-port", "0", "--max-worker-port", "0")  # by default each node takes the same
         first, second = (("--dashboard-agent-listen-port", str(free_port()), *random) for _ in range(2))
-        workers = service(*node, *first), service(*node, *second)
+        one = service(*node, *first, **key)
+        wait_for(lambda: ray_cpus(address) == 1)  # nodes that start at once on one machine get in each other's way
+        other = service(*node, *second, **key)
         wait_for(lambda: ray_cpus(address) == 2)
-        yield Cluster("ray", address, workers)
+        yield Cluster("ray", address, (one, other))
 
 
 def ray_cpus(address: str) -> float | None:
     """Processors of a Ray cluster, None before it answers; asked in a process of its own."""
     ask = f"import ray; ray.init('{address}', log_to_driver=False); print(ray.cluster_resources().get('CPU', 0))"
-    told = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False)
+    variables = os.environ | {"RAY_AUTH_MODE": "token"}
+    told = subprocess.run([sys.executable, "-c", ask], env=variables, capture_output=True, text=True, check=False)
     return float(told.stdout.split()[-1]) if told.returncode == 0 else None
 
 
@@ -168,6 +184,7 @@ def test_a_worker_killed_half_way_costs_nothing_that_was_learnt(
     edit_params(root, {"runner": runner, "runner_address": cluster.address})
     run = start_training(root, environment, prefect_api, "tcn")
     wait_for(lambda: at_work(root) or run.poll() is not None, 180)
+    assert run.stdout is not None and run.poll() is None, run.stdout and run.stdout.read()
     member = at_work(root)[0]
     first = process_at(member)
     lost, kept = sorted(cluster.workers, key=lambda worker: first not in pids(worker))
@@ -182,7 +199,6 @@ def test_a_worker_killed_half_way_costs_nothing_that_was_learnt(
             holders.add(holder)
         reports.add(last_report(member)[0])
         time.sleep(0.01)
-    assert run.stdout is not None
     assert run.wait() == 0, run.stdout.read()
     assert len(holders) == 1
     assert min(reports - {0}) >= learnt, "the member went on from its checkpoint"
