@@ -2,13 +2,14 @@
 # make test  set up and run lint, types, the imports contract and the tests
 # make test-services  set up and run the tests that need a Dask and a Ray cluster and a PostgreSQL server, all on this machine
 # make test-faults  kill the pipeline everywhere, take its services and disk away, and show a table of what came of it
+# make serve the forecast service on 127.0.0.1:8080, with the champion that make run has registered
 # make ui    MLflow and Prefect UIs on the embedded stores
 # make clean remove what runs have made (not the environment)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-services test-faults ui clean lint peers
+.PHONY: run serve test test-services test-faults ui clean lint peers
 
 $(VENV)/.run: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,6 +27,9 @@ $(VENV)/.services: $(VENV)/.test requirements-services.lock
 
 run: $(VENV)/.run
 	$(BIN)/weatherglass run
+
+serve: $(VENV)/.run
+	OMP_NUM_THREADS=1 $(BIN)/weatherglass serve
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

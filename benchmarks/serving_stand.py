@@ -103,8 +103,8 @@ def champion_of(project: Path, params: Params) -> Path:
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
         raise UserError(f"{project} has no champion: {uri.removeprefix(SQLITE)} is not there; run `make run` there first.")
     initialise()
-    version, digest = version_behind(params.registry.name)
-    return stored_bundle(params.registry.name, version, digest)
+    version, _ = version_behind(params.registry.name)
+    return stored_bundle(params.registry.name, version)
 
 
 def free_port() -> int:

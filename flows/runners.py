@@ -29,6 +29,8 @@ EXAMPLES = {"dask": "tcp://10.0.0.5:8786", "ray": "ray://10.0.0.5:10001 or, on a
 RETRY_SECONDS = [2.0, 10.0]  # before a member that failed is tried again; a worker that died is the cluster's to replace
 CONNECT_SECONDS = 10.0
 POLL_SECONDS = 1.0
+RAY_BEYOND_THIS_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Where it is 0, Ray's servers listen on 127.0.0.1 alone, on Linux as well; else on all addresses."""
 OBJECT_STORE_BYTES = 100 * 2**20  # of a local Ray cluster: members pass paths, never arrays
 
 
@@ -164,6 +166,8 @@ def _task_runner(params: Params, members: int) -> TaskRunner[Any]:
             return DaskTaskRunner(address=address)
         size = {"n_workers": workers, "threads_per_worker": 1, "memory_limit": 0}
         return DaskTaskRunner(cluster_kwargs=size | {"host": "127.0.0.1", "dashboard_address": None})
+    if not address:
+        os.environ[RAY_BEYOND_THIS_MACHINE] = "0"  # read as ray is imported
     from prefect_ray import RayTaskRunner
 
     variables = KEEP_MEMORY | {"PREFECT_API_URL": os.environ["PREFECT_API_URL"]}

@@ -101,20 +101,24 @@ def bundle_digest(folder: Path) -> str:
     return digest_of(read_json(folder / "manifest.json"))
 
 
+class DamagedBundle(UserError):
+    """A bundle's files are not those that were written."""
+
+
 def check_bundle(folder: Path, digest: str | None = None) -> None:
-    """Raise UserError where a file of a bundle is missing or is not what was written, or its `bundle_digest` another."""
+    """Raise DamagedBundle where a file of a bundle is missing or is not what was written, or its `bundle_digest` another."""
     again = "bring it back from a backup, or register it again by `dvc repro -s -f register`."
     try:
         manifest = dict(read_json(folder / "manifest.json"))
     except (OSError, ValueError, TypeError):
-        raise UserError(f"the bundle's file 'manifest.json' cannot be read; {again}") from None
+        raise DamagedBundle(f"the bundle's file 'manifest.json' cannot be read; {again}") from None
     for path, expected in manifest.items():
         if not (folder / path).resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"the bundle's manifest names '{path}', which lies outside of it; {again}")
+            raise DamagedBundle(f"the bundle's manifest names '{path}', which lies outside of it; {again}")
         if not (folder / path).is_file() or file_md5(folder / path) != expected:
-            raise UserError(f"the bundle's file '{path}' is not the one that was registered; {again}")
+            raise DamagedBundle(f"the bundle's file '{path}' is not the one that was registered; {again}")
     if digest is not None and bundle_digest(folder) != digest:
-        raise UserError(f"the bundle's files and their manifest are not those that were registered; {again}")
+        raise DamagedBundle(f"the bundle's files and their manifest are not those that were registered; {again}")
 
 
 @dataclass(frozen=True)
@@ -151,14 +155,14 @@ class Bundle:
     name: str
 
     @classmethod
-    def load(cls, folder: Path, name: str = "weatherglass") -> Bundle:
-        """Load from a folder; every file is checked against the manifest first.
+    def load(cls, folder: Path, name: str = "weatherglass", digest: str | None = None) -> Bundle:
+        """Load from a folder; every file is checked first against the manifest, and that against a ``digest``.
 
-        Raises UserError where a file is missing or is not what was written.
+        Raises DamagedBundle where a file is missing or is not what was written, UserError where it is of another version.
         """
         from safetensors.torch import load_file
 
-        check_bundle(folder)
+        check_bundle(folder, digest)
         content = read_json(folder / "bundle.json")
         if content["format"] != FORMAT:
             raise UserError(

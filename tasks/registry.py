@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from tasks.bundle import Bundle, bundle_digest, check_bundle, forecast_columns, write_bundle
+from tasks.bundle import Bundle, DamagedBundle, bundle_digest, check_bundle, forecast_columns, write_bundle
 from tasks.errors import UserError
 from tasks.files import read_json, write_json
 from tasks.params import Params
@@ -123,14 +123,15 @@ def load_champion(name: str, alias: str = "champion") -> Bundle:
 
 def load_version(name: str, version: str, digest: str) -> Bundle:
     """Load the bundle of a version that was registered with ``digest``; UserError where it is damaged."""
-    return Bundle.load(stored_bundle(name, version, digest), f"{name} version {version}")
+    folder, label = stored_bundle(name, version), f"{name} version {version}"
+    try:
+        return Bundle.load(folder, label, digest or None)
+    except DamagedBundle as error:
+        raise UserError(f"{label} is damaged: {error}") from None
 
 
-def stored_bundle(name: str, version: str, digest: str) -> Path:
-    """Folder of the registry's copy of a version's bundle, checked against the digest with which it was registered.
-
-    Raises UserError where the copy is not there or is damaged.
-    """
+def stored_bundle(name: str, version: str) -> Path:
+    """Folder of the registry's copy of a version's bundle, unchecked; UserError where it cannot be had."""
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -138,18 +139,13 @@ def stored_bundle(name: str, version: str, digest: str) -> Path:
         location = retry(mlflow.artifacts.download_artifacts, f"models:/{name}/{version}")
     except (MlflowException, OSError) as error:
         raise UserError(f"the files of {name} version {version} cannot be read: {first_line(error)}") from error
-    folder = Path(location) / "artifacts/bundle"
-    try:
-        check_bundle(folder, digest or None)
-    except UserError as error:
-        raise UserError(f"{name} version {version} is damaged: {error}") from None
-    return folder
+    return Path(location) / "artifacts/bundle"
 
 
 def _is_whole(name: str, version: str, digest: str) -> bool:
     """Whether the registry's copy of a version's bundle can be read and is what was registered."""
     try:
-        stored_bundle(name, version, digest)
+        check_bundle(stored_bundle(name, version), digest)
     except TrackingError:
         raise
     except UserError:

@@ -18,7 +18,7 @@ class ServedForecaster(PythonModel):  # type: ignore[misc]
 
         self.bundle = Bundle.load(Path(context.artifacts["bundle"]))
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         from tasks.future import with_future_rows
         from tasks.ingest import validate_panel
 

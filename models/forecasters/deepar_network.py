@@ -141,9 +141,7 @@ class DeepARNetwork(nn.Module):
         return values, (hidden, cell)
 
     @torch.no_grad()
-    def sample(
-        self, inputs: Tensor, state: State, noise: Tensor, normal: Callable[[Tensor], tuple[Tensor, Tensor]]
-    ) -> Tensor:
+    def sample(self, inputs: Tensor, state: State, noise: Tensor, normal: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
         """Ancestral sample paths ``(B, paths, H)``: each step feeds on the value that was drawn for the one before.
 
         ``inputs`` ``(B, H, W)`` are the decoder's, of whose targets the first alone is read; ``noise`` ``(H, B, paths)``,
@@ -157,7 +155,9 @@ class DeepARNetwork(nn.Module):
         return torch.cat([self._sample(block, (hidden, cell), drawn, normal) for block, hidden, cell, drawn in blocks])
 
     def _sample(self, inputs: Tensor, state: State, noise: Tensor, normal: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-        """One block of windows, with noise ``(H, B, paths)``. Feature-major: the paths are columns, and a gate is a contiguous slab of rows.
+        """One block of windows, with noise ``(H, B, paths)``.
+
+        Feature-major: the paths are columns, and a gate is a contiguous slab of rows.
 
         ``carried`` has the rows [last target, hidden state of layer 0, of layer 1, ...], so that what a layer reads,
         the layer below it and itself, are neighbouring rows and one matrix product makes its gates.

@@ -65,11 +65,15 @@ class Forecasts(BaseModel):
 
 
 class Ready(BaseModel):
+    """The version that answers."""
+
     status: str
     model: Version
 
 
 class Alive(BaseModel):
+    """Nothing more."""
+
     status: str
 
 
@@ -109,7 +113,9 @@ def operation(name: str) -> dict[str, Any]:
     answers: dict[int | str, dict[str, Any]] = {
         code: {"model": Problems, "description": PROBLEMS[code]} for code in told["problems"]
     }
-    answers[200] = {"model": told["answer"]} if told["answer"] else {"content": {"text/plain": {"schema": {"type": "string"}}}}
+    text = {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    answer = told["answer"]
+    answers[200] = {"model": answer, "description": f"{answer.__name__}: {answer.__doc__}"} if answer else text
     extra: dict[str, Any] = {}
     if "body" in told:
         reference = {"$ref": f"#/components/schemas/{told['body'].__name__}"}

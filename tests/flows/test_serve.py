@@ -1,0 +1,210 @@
+"""`weatherglass serve` as a process: a stranger's requests, a load with a champion switched in it, and a graceful end."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+SECONDS = 12.0
+REGISTER = """
+from pathlib import Path
+from flows.environment import opened
+root, params = opened(Path.cwd())
+from tasks.files import read_json, write_json
+from tasks.registry import register
+from tasks.tracking import initialise, parent_run
+initialise()
+metrics = read_json("metrics/test.json")
+for wql in (0.01, 0.02):
+    write_json("metrics/test.json", metrics | {"ensemble/wql": wql})
+    register(params, root, parent_run(root, "serving", {"params": "same"}))
+"""
+PROMOTE = """
+import sys
+from pathlib import Path
+from flows.environment import opened
+root, params = opened(Path.cwd())
+from mlflow import MlflowClient
+MlflowClient().set_registered_model_alias("weatherglass", "champion", sys.argv[1])
+"""
+BAD = [
+    (b"{", 400),
+    (b'{"ids": ["\xff"]}', 400),
+    (b'{"ids": ["nobody"]}', 404),
+    (b'{"series": [{"unique_id": "x", "ds": ["2024-01-01"], "y": [NaN]}]}', 422),
+    (b'{"series": [{"unique_id": "x", "ds": ["2024-01-01"], "y": [1, 2]}]}', 422),
+    (b"[" * 50_000, 400),
+    (b" " * 17_000_000, 413),
+]
+
+
+class Server:
+    """A service in a process of its own."""
+
+    def __init__(self, root: Path, environment: dict[str, str]) -> None:
+        self.root, self.environment = root, environment
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "flows", "serve", "--port", "0"],
+            cwd=root, env=environment, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self.process.stderr is not None
+        self.port = 0
+        for line in self.process.stderr:
+            if found := re.search(r"http://127\.0\.0\.1:(\d+)", line):
+                self.port = int(found[1])
+            if "answers as @champion" in line:
+                break
+        self.log: list[str] = []
+        threading.Thread(target=lambda: self.log.extend(self.process.stderr or ()), daemon=True).start()
+
+    def run(self, code: str, *arguments: str) -> None:
+        subprocess.run([sys.executable, "-c", code, *arguments], cwd=self.root, env=self.environment, check=True)
+
+    def ask(self, connection: http.client.HTTPConnection, content: bytes) -> tuple[int, bytes]:
+        connection.request("POST", "/v1/forecast", content, {"content-type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+    def connection(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def project(
+    evaluated_project: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    environment: dict[str, str],
+    edit_params: Callable[..., None],
+) -> Path:
+    """A project with two versions of which the first is champion."""
+    root = tmp_path_factory.mktemp("serve") / "project"
+    shutil.copytree(evaluated_project, root)
+    edit_params(root, {"serving.reload_seconds": 0.2, "serving.drain_seconds": 0.5})
+    subprocess.run([sys.executable, "-c", REGISTER], cwd=root, env=environment, check=True, capture_output=True)
+    return root
+
+
+@pytest.fixture
+def server(project: Path, environment: dict[str, str]) -> Iterator[Server]:
+    server = Server(project, environment)
+    yield server
+    server.process.kill()
+    server.process.wait()
+
+
+def body(number: int, steps: int) -> bytes:
+    """A series of 1 to 3 histories that no other number gives."""
+    rng = np.random.default_rng(number)
+    ds = [str(time) for time in np.datetime64("2024-01-01T00", "s") + np.arange(steps) * np.timedelta64(1, "h")]
+    series = [
+        {"unique_id": name, "ds": ds, "y": (10 + np.sin(np.arange(steps) / 4) + rng.normal(size=steps)).tolist()}
+        for name in ("a", "b", "stranger")[: 1 + number % 3]
+    ]
+    return json.dumps({"series": series, "columns": ["median", "lo-90"]}).encode()
+
+
+def test_load_with_a_champion_switched_and_a_stop_in_it(server: Server) -> None:
+    """No wrong answer, none lost, no 5xx and no growth, with one bad request in twenty."""
+    bodies = [body(number, 60 + number) for number in range(12)]
+    with_one = server.connection()
+    expected = [np.array(json.loads(server.ask(with_one, each)[1])["forecasts"][0]["lo-90"]) for each in bodies]
+    wrong: list[Any] = []
+    answered, stopping, versions, memory = [0] * 6, threading.Event(), set(), list[int]()
+
+    def client(number: int) -> None:
+        connection, rng = server.connection(), np.random.default_rng(number)
+        while True:
+            try:
+                connection.connect()
+            except ConnectionRefusedError:
+                return
+            kept = True
+            while kept:
+                try:
+                    kept = one(connection, rng)
+                except (http.client.HTTPException, OSError) as error:
+                    wrong.append(f"lost: {error!r}")
+                    return
+                answered[number] += 1
+            connection.close()
+            if stopping.is_set():
+                return
+
+    def one(connection: http.client.HTTPConnection, rng: np.random.Generator) -> bool:
+        bad = rng.random() < 0.05
+        content, code = BAD[rng.integers(len(BAD))] if bad else (bodies[(which := int(rng.integers(len(bodies))))], 200)
+        connection.request("POST", "/v1/forecast", content, {"content-type": "application/json"})
+        answer = connection.getresponse()
+        told = json.loads(answer.read())
+        if answer.status != code:
+            wrong.append((answer.status, told, content[:80]))
+        elif not bad:
+            versions.add(told["model"]["version"])
+            if not np.allclose(told["forecasts"][0]["lo-90"], expected[which], rtol=1e-5):
+                wrong.append(("another forecast", which))
+        return answer.getheader("connection") != "close"
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(len(answered))]
+    for thread in threads:
+        thread.start()
+    process = psutil.Process(server.process.pid)
+    begun = time.monotonic()
+    while (passed := time.monotonic() - begun) < SECONDS:
+        time.sleep(0.5)
+        if passed > SECONDS / 3:
+            memory.append(process.memory_info().rss)
+            if "2" not in versions:
+                server.run(PROMOTE, "2")
+    stopping.set()
+    server.process.send_signal(signal.SIGTERM)
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads), "no client hangs"
+    assert server.process.wait(timeout=40) == 0
+    assert wrong == []
+    assert min(answered) > 0 and sum(answered) > 60
+    assert versions == {"1", "2"}
+    assert max(memory[len(memory) // 2 :]) < 1.1 * max(memory[: len(memory) // 2])
+    assert any("asked to stop" in line for line in server.log)
+    assert not any("failed" in line or "Traceback" in line for line in server.log), server.log
+
+
+def test_a_stranger_that_reads_the_description_finds_nothing(server: Server, tmp_path: Path) -> None:
+    """Schemathesis: whatever it makes of the OpenAPI page, valid or not, is answered as the page says.
+
+    That valid data is accepted is left out: which series exist, and that columns are equally long, no schema can say.
+    """
+    command = [
+        str(Path(sys.executable).with_name("schemathesis")), "run", f"http://127.0.0.1:{server.port}/openapi.json",
+        "--exclude-checks", "positive_data_acceptance", "--max-examples", "15", "--seed", "1", "--no-color",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ, check=False)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "6 selected / 6 total" in done.stdout
+
+
+def test_what_cannot_be_listened_at_is_one_sentence(weatherglass: Callable[..., Any], project: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for arguments, sentence in (
+            (("--port", str(port)), f"127.0.0.1 port {port} cannot be listened at (Address already in use); choose"),
+            (("--host", "nowhere.invalid"), "nowhere.invalid port 8080 cannot be listened at"),
+        ):
+            ended = weatherglass(project, "serve", *arguments)
+            assert ended.code == 2 and sentence in ended.err and ended.err.count("\n") == 1
