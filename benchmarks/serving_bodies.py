@@ -17,7 +17,7 @@ from tasks.serving.bodies import static_columns
 
 NAME = "@" * 12
 """Stands for a series' name in a fragment until a request gives it one of the same length."""
-JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
+JSON, PARQUET = "application/json", "application/vnd.apache.parquet"
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,6 @@ class Windows:
         if form == "ours":
             return orjson.dumps(self.series(rows), option=orjson.OPT_SERIALIZE_NUMPY)
         plain = rows.assign(ds=times(rows["ds"]))[self.columns()]
-        if form == "csv":
-            return plain.to_csv(index=False, header=False).encode()
         columns = [nulls(plain[name]) if plain[name].dtype.kind == "f" else plain[name].tolist() for name in plain]
         return orjson.dumps(list(zip(*columns, strict=True)))[1:-1]
 
@@ -119,8 +117,6 @@ class Windows:
         ]
         if form == "ours":
             return Ask(path, b'{"series":[' + b",".join(parts) + b"]}")
-        if form == "csv":
-            return Ask(path, ",".join(self.columns()).encode() + b"\n" + b"".join(parts), CSV)
         header = orjson.dumps(self.columns())
         return Ask(path, b'{"dataframe_split":{"columns":' + header + b',"data":[' + b",".join(parts) + b"]}}")
 

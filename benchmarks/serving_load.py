@@ -226,7 +226,7 @@ def mixed_load(stand: Stand, bundle: Bundle, panel: pd.DataFrame, seconds: float
     other = stand.other()
     material = Material.of(panel, bundle, stand.params.serving.body_megabytes, clients)
     right = {stand.champion: material.answers(bundle, panel)}
-    right[other] = material.answers(Bundle.load(stand.root / "bundles/other"), panel)
+    right[other] = material.answers(Bundle.load(stand.root / "other/bundle"), panel)
     with serving_stand.ours(stand) as service:
         workers = [Client(number, service.port, material) for number in range(clients)]
         begun, used = time.perf_counter(), time.process_time()

@@ -59,7 +59,7 @@ class Stand:
         tree = read_yaml(project / PARAMS_FILE, PARAMS_FILE)
         tree["serving"] = {**tree.get("serving", {}), "api_keys": None}
         (root / PARAMS_FILE).write_text(yaml.safe_dump(tree), encoding="utf-8")
-        folder = root / "bundles/champion"
+        folder = root / "champion/bundle"  # MLflow keeps the last part of the name
         shutil.copytree(champion, folder)
         os.environ["MLFLOW_TRACKING_URI"] = initialise(f"{SQLITE}{root}/mlflow.db")
         client = current_client()
@@ -86,7 +86,7 @@ class Stand:
 
     def other(self) -> str:
         """Register a second version with other answers: the champion's bundle, all weight on its first member."""
-        folder = self.root / "bundles/other"
+        folder = self.root / "other/bundle"
         shutil.copytree(self.folder, folder)
         content = read_json(folder / "bundle.json")
         for place, member in enumerate(content["members"]):
