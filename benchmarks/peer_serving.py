@@ -34,7 +34,8 @@ def train(spec: dict[str, Any], folder: Path) -> None:
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
     )  # fmt: skip
     peer = NeuralForecast(models=[model], freq=spec["frequency"])
-    peer.fit(pd.read_parquet(spec["panel"])[["unique_id", "ds", "y", *spec["known"], *spec["past"]]])
+    rows = pd.read_parquet(spec["panel"])[["unique_id", "ds", "y", *spec["known"], *spec["past"]]]
+    peer.fit(rows[rows["y"].notna()])
     peer.save(str(folder), overwrite=True, save_dataset=False)
 
 

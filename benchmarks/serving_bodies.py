@@ -72,10 +72,9 @@ class Windows:
     def table(self, index: int, name: str, later: int = 0) -> pd.DataFrame:
         """Rows of a window that ends ``later`` steps later, the beginning being the same."""
         end = int(self.ends[index]) + later + 1
-        rows = self.frame.iloc[end - later - self.steps : end + self.encoding.schema.horizon].copy()
-        rows.iloc[self.steps + later :, [rows.columns.get_loc(column) for column in ("y", *self.encoding.past_only)]] = np.nan
-        rows["unique_id"] = name
-        return rows.reset_index(drop=True)
+        rows = self.frame.iloc[end - later - self.steps : end + self.encoding.schema.horizon].reset_index(drop=True)
+        rows.loc[self.steps + later :, ["y", *self.encoding.past_only]] = np.nan
+        return rows.assign(unique_id=name)
 
     def series(self, rows: pd.DataFrame) -> dict[str, Any]:
         """Rows of one series as the service reads them."""

@@ -151,5 +151,6 @@ def test_a_short_load_loses_nothing_and_touches_no_registry(project: Path, tmp_p
     assert result["goals_met"]["load_lost"] and load["answered_after_stop"] > 0
     assert set(load["by_kind"]) == {"series", "ids", "observations", "bad"}
     store = f"sqlite:///{project}/mlflow.db"
-    (version,) = mlflow.MlflowClient(store, store).search_model_versions("name = 'weatherglass'")
-    assert version.aliases == ["champion"]
+    client = mlflow.MlflowClient(store, store)
+    assert len(client.search_model_versions("name = 'weatherglass'")) == 1
+    assert client.get_model_version_by_alias("weatherglass", "champion").version == "1"
