@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import functools
 from dataclasses import dataclass
 
@@ -54,22 +53,23 @@ def holiday_codes(ds: pd.DatetimeIndex, region: str) -> tuple[np.ndarray, int]:
 
     Names are numbered alphabetically over 1990 to 2040, so a code means the same for any data.
     """
-    numbers, count = _numbered_holidays(region)
-    unique, inverse = np.unique(ds.normalize().to_numpy(), return_inverse=True)
-    codes = [numbers.get(pd.Timestamp(value).date(), 0) for value in unique]
-    return np.array(codes, dtype=np.int64)[inverse], count
+    holidays, numbers, count = _numbered_holidays(region)
+    days = ds.to_numpy().astype("datetime64[D]")
+    place = np.searchsorted(holidays, days).clip(max=len(holidays) - 1)
+    return np.where(holidays[place] == days, numbers[place], 0), count
 
 
 @functools.cache
-def _numbered_holidays(region: str) -> tuple[dict[dt.date, int], int]:
-    """Number of each holiday from 1990 to 2040, and how many numbers there are, 0 for no holiday included."""
+def _numbered_holidays(region: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """Holidays from 1990 to 2040 in order, the number of each, and how many numbers there are, 0 for no holiday included."""
     import holidays
 
     country, _, subdivision = region.partition("-")
     table = holidays.country_holidays(country, subdiv=subdivision or None, years=range(1990, 2041), observed=True)
-    plain = {day: name.replace(" (observed)", "") for day, name in table.items()}
+    plain = {day: table[day].replace(" (observed)", "") for day in sorted(table)}
     numbers = {name: index + 1 for index, name in enumerate(sorted(set(plain.values())))}
-    return {day: numbers[name] for day, name in plain.items()}, len(numbers) + 1
+    codes = np.array([numbers[name] for name in plain.values()], dtype=np.int64)
+    return np.array(list(plain), dtype="datetime64[D]"), codes, len(numbers) + 1
 
 
 def step_seconds(frequency: str | int) -> float:

@@ -33,7 +33,7 @@ def register(params: Params, root: Path, run_id: str) -> Path:
     same = (str(entry.version) for entry in versions if entry.tags.get(DIGEST_TAG) == digest)
     version = next((entry for entry in same if _is_whole(name, entry, digest)), None)
     if version is None:
-        version = _log_and_register(params, root, folder, run_id, digest)
+        version = log_and_register(params, root, folder, run_id, digest)
     for metric, value in metrics.items():
         retry(client.set_model_version_tag, name, version, f"test.{metric}", f"{value:.6g}")
     aliases = dict(aliases_of(name))
@@ -72,7 +72,8 @@ def set_aside(params: Params, root: Path, experiment: str) -> Path:
     return root / RECEIPT
 
 
-def _log_and_register(params: Params, root: Path, folder: Path, run_id: str, digest: str) -> str:
+def log_and_register(params: Params, root: Path, folder: Path, run_id: str, digest: str) -> str:
+    """Log the bundle in ``folder`` in a run, as one MLflow model, and register it; returns the version."""
     from importlib.metadata import version as installed
 
     import mlflow
@@ -131,14 +132,14 @@ def load_champion(name: str, alias: str = "champion") -> Bundle:
 
 def load_version(name: str, version: str, digest: str) -> Bundle:
     """Load the bundle of a version that was registered with ``digest``; UserError where it is damaged."""
-    folder, label = _stored_bundle(name, version), f"{name} version {version}"
+    folder, label = stored_bundle(name, version), f"{name} version {version}"
     try:
         return Bundle.load(folder, label, digest or None)
     except DamagedBundle as error:
         raise UserError(f"{label} is damaged: {error}") from None
 
 
-def _stored_bundle(name: str, version: str) -> Path:
+def stored_bundle(name: str, version: str) -> Path:
     """Folder of the registry's copy of a version's bundle, unchecked; UserError where it cannot be had."""
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -153,7 +154,7 @@ def _stored_bundle(name: str, version: str) -> Path:
 def _is_whole(name: str, version: str, digest: str) -> bool:
     """Whether the registry's copy of a version's bundle can be read and is what was registered."""
     try:
-        check_bundle(_stored_bundle(name, version), digest)
+        check_bundle(stored_bundle(name, version), digest)
     except TrackingError:
         raise
     except UserError:
