@@ -20,6 +20,7 @@ COMPOSE = PROJECT / "docker/compose.yaml"
 HOST = Path(__file__).parent / "host.yaml"
 NAME = "weatherglass-test"
 TAG = "test"
+BASE = "docker.io/library/python:3.11-slim-bookworm"  # the one that the script makes
 POSTGRES = "localhost/weatherglass/postgres:test"
 IMAGES = ("serve", "worker")
 PORTS = ("POSTGRES", "MLFLOW", "PREFECT", "WORKER", "SCORER")
@@ -160,8 +161,9 @@ class Podman(Engine):
             (self.folder / "pip.conf").write_text(PIP_CONFIGURATION, encoding="utf-8")
             mounts = ["-v", f"{wheels}:/wheels:ro", "-v", f"{self.folder / 'pip.conf'}:/etc/pip.conf:ro"]
         options = ["--isolation", "chroot", "--network", "host", "--format", "docker", "--pull=never", "--layers", *mounts]
-        target = ["--target", image, "--build-arg", "TORCH_INDEX=", "--tag", f"weatherglass/{image}:{TAG}"]
-        self.engine("build", *options, *target, "-f", "docker/Dockerfile", ".", seconds=BUILD_SECONDS)
+        arguments = ["--build-arg", "TORCH_INDEX=", "--build-arg", f"PYTHON_IMAGE={BASE}"]
+        target = ["--target", image, "--tag", f"weatherglass/{image}:{TAG}", "-f", "docker/Dockerfile", "."]
+        self.engine("build", *options, *arguments, *target, seconds=BUILD_SECONDS)
 
     def _config(self) -> str:
         """Both Compose files merged by Compose itself."""
