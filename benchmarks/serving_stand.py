@@ -51,7 +51,8 @@ class Stand:
         Raises UserError where the project has no panel or no champion.
         """
         project, params = opened(project)
-        champion = champion_of(project, params)
+        folder = root / "champion/bundle"  # MLflow keeps the last part of the name
+        copy_champion(project, params, folder)
         if not (project / PANEL).exists():
             raise UserError(f"{PANEL} is not there under {project}; run `make run` there first, or name another --root.")
         (root / PANEL).parent.mkdir(parents=True)
@@ -59,8 +60,6 @@ class Stand:
         tree = read_yaml(project / PARAMS_FILE, PARAMS_FILE)
         tree["serving"] = {**tree.get("serving", {}), "api_keys": None}
         (root / PARAMS_FILE).write_text(yaml.safe_dump(tree), encoding="utf-8")
-        folder = root / "champion/bundle"  # MLflow keeps the last part of the name
-        shutil.copytree(champion, folder)
         os.environ["MLFLOW_TRACKING_URI"] = initialise(f"{SQLITE}{root}/mlflow.db")
         client = current_client()
         experiment = client.create_experiment("serving", artifact_location=(root / "mlartifacts").as_uri())
@@ -97,14 +96,15 @@ class Stand:
         return self.register(folder)
 
 
-def champion_of(project: Path, params: Params) -> Path:
-    """Folder of the champion's bundle in a project's registry; UserError where it has none."""
+def copy_champion(project: Path, params: Params, folder: Path) -> None:
+    """Copy the champion's bundle from a project's registry to ``folder``; UserError where it has none."""
     uri = os.environ["MLFLOW_TRACKING_URI"]
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
         raise UserError(f"{project} has no champion: {uri.removeprefix(SQLITE)} is not there; run `make run` there first.")
     initialise()
     version, _ = version_behind(params.registry.name)
-    return stored_bundle(params.registry.name, version)
+    with stored_bundle(params.registry.name, version) as stored:
+        shutil.copytree(stored, folder)
 
 
 def free_port() -> int:

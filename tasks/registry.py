@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -132,29 +135,36 @@ def load_champion(name: str, alias: str = "champion") -> Bundle:
 
 def load_version(name: str, version: str, digest: str) -> Bundle:
     """Load the bundle of a version that was registered with ``digest``; UserError where it is damaged."""
-    folder, label = stored_bundle(name, version), f"{name} version {version}"
-    try:
-        return Bundle.load(folder, label, digest or None)
-    except DamagedBundle as error:
-        raise UserError(f"{label} is damaged: {error}") from None
+    label = f"{name} version {version}"
+    with stored_bundle(name, version) as folder:
+        try:
+            return Bundle.load(folder, label, digest or None)
+        except DamagedBundle as error:
+            raise UserError(f"{label} is damaged: {error}") from None
 
 
-def stored_bundle(name: str, version: str) -> Path:
-    """Folder of the registry's copy of a version's bundle, unchecked; UserError where it cannot be had."""
+@contextmanager
+def stored_bundle(name: str, version: str) -> Iterator[Path]:
+    """A copy of the registry's files of a version's bundle, unchecked, for as long as the block lasts.
+
+    Raises UserError where they cannot be had.
+    """
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    try:
-        location = retry(mlflow.artifacts.download_artifacts, f"models:/{name}/{version}")
-    except (MlflowException, OSError) as error:
-        raise UserError(f"the files of {name} version {version} cannot be read: {first_line(error)}") from error
-    return Path(location) / "artifacts/bundle"
+    with tempfile.TemporaryDirectory(prefix="weatherglass-") as copy:
+        try:
+            location = retry(mlflow.artifacts.download_artifacts, f"models:/{name}/{version}", dst_path=copy)
+        except (MlflowException, OSError) as error:
+            raise UserError(f"the files of {name} version {version} cannot be read: {first_line(error)}") from error
+        yield Path(location) / "artifacts/bundle"
 
 
 def _is_whole(name: str, version: str, digest: str) -> bool:
     """Whether the registry's copy of a version's bundle can be read and is what was registered."""
     try:
-        check_bundle(stored_bundle(name, version), digest)
+        with stored_bundle(name, version) as folder:
+            check_bundle(folder, digest)
     except TrackingError:
         raise
     except UserError:

@@ -153,4 +153,4 @@ def test_a_short_load_loses_nothing_and_touches_no_registry(project: Path, tmp_p
     store = f"sqlite:///{project}/mlflow.db"
     client = mlflow.MlflowClient(store, store)
     assert len(client.search_model_versions("name = 'weatherglass'")) == 1
-    assert client.get_model_version_by_alias("weatherglass", "champion").version == "1"
+    assert str(client.get_model_version_by_alias("weatherglass", "champion").version) == "1"
