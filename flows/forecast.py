@@ -16,6 +16,9 @@ def run_forecast(root: Path, output: Path | None, data: Path | None, cutoff: str
 
     if output is not None:
         check_output(output)
+    import torch
+
+    torch.set_num_threads(1)  # sums in one order: the numbers are those of `weatherglass serve`, on any number of cores
     initialise()
     table, bundle = forecast_table(root, params.registry.name, alias, data, cutoff, params.monitor.adaptive)
     if output is not None:
