@@ -1,7 +1,9 @@
 """Runs that a killed worker has left behind: told to Prefect as crashed, and a retraining among them begun again.
 
 A worker that dies with its machine, or by SIGKILL, cannot tell the server so: the run would count as running for ever, and hold
-the one slot that its deployment has until its lease ends. A worker's start is the time to put that right.
+the one slot that its deployment has until its lease ends. A worker's start is the time to put that right, where the server
+serves one project with one worker, as in the stack of containers: flows are told by their names, so that of another project's
+runs it would be wrong.
 
     python -m flows.abandoned        # in the project's folder, before `prefect worker start`
 """

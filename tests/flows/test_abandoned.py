@@ -69,6 +69,7 @@ def runs_of(client: SyncPrefectClient, deployment: UUID) -> dict[UUID, str]:
 
 
 def test_an_abandoned_retraining_is_ended_and_begun_again_once(client: SyncPrefectClient, deployment: UUID, root: Path) -> None:
+    take_over(root)  # what other tests have killed on this server
     killed = begun(client, deployment)
     with alone(root):
         (told,) = take_over(root)
