@@ -3,7 +3,8 @@
     python tools/measured.py [--run ROOT]    # --run copies metrics/test.json of a finished run first
 
 chicago.json comes from `make run`, loader.json from `python -m benchmarks.loader --json docs/measured/loader.json`, and
-accuracy_<dataset>.json from `python -m benchmarks.accuracy`, uncertainty.json from `python -m benchmarks.uncertainty`.
+accuracy_<dataset>.json from `python -m benchmarks.accuracy`, and uncertainty.json, overhead.json and serving.json from the
+benchmarks of these names.
 """
 
 from __future__ import annotations
@@ -64,7 +65,36 @@ def table() -> str:
         ]
     if (MEASURED / "uncertainty.json").exists():
         lines += ["", *intervals(json.loads((MEASURED / "uncertainty.json").read_text(encoding="utf-8")))]
+    for name, told_by in (("overhead", overhead), ("serving", serving)):
+        if (MEASURED / f"{name}.json").exists():
+            lines += ["", *told_by(json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8")))]
     return "\n".join(lines)
+
+
+def overhead(result: dict[str, Any]) -> list[str]:
+    """What Prefect, MLflow and DVC cost."""
+    return [
+        f"Prefect, MLflow and DVC add {result['overhead_seconds']:.0f} s ({100 * result['overhead_share']:.1f} %) to the "
+        f"{result['bare_seconds']:.0f} s of the default run's bare work; `dvc repro` with nothing to do takes "
+        f"{result['no_op_seconds']:.1f} s (`python -m benchmarks.overhead`)."
+    ]
+
+
+def serving(result: dict[str, Any]) -> list[str]:
+    """Requests a second and latencies of the service and its peers."""
+    lines = [
+        f"The service beside `mlflow models serve` with the same bundle ({result['members']} networks) and one NeuralForecast "
+        "model (NHITS) behind FastAPI; histories in every request but those by ids, one compute thread each "
+        "(`python -m benchmarks.serving`):",
+        "",
+        "| service | series a request | clients | requests/s | p50 ms | p99 ms |",
+        "|---|---|---|---|---|---|",
+    ]
+    for key, clients in result["clients"].items():
+        name, size = key.removesuffix("_one_client").removesuffix("_saturated").rsplit("_", 1)
+        values = (f"{result[f'{kind}_{key}']:,.1f}" for kind in ("requests_per_s", "p50_ms", "p99_ms"))
+        lines.append(f"| {name.replace('_', ' ')} | {size} | {clients} | " + " | ".join(values) + " |")
+    return lines
 
 
 def intervals(result: dict[str, Any]) -> list[str]:
