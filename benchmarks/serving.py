@@ -36,7 +36,7 @@ SIZES, CLIENTS = (1, 100), (4, 16, 32)
 GOALS = {"requests_ratio": 3.0, "p99_over_p50": 5.0}
 MLFLOW_FORM = "parquet"
 WINDOWS, PEER_STEPS = 400, 20
-LEAST_GAIN = 1.03  # more clients must bring so much more requests a second to be called saturation
+LEAST_GAIN = 1.03  # where more clients bring no more than this over fewer, the fewer are called saturation
 NOTES = (
     "Latencies are those that a client sees, in milliseconds; requests/s and percentiles are medians over the rounds, each of "
     "some seconds of requests, all different, prebuilt, by clients in one process that keep their connections.",
@@ -47,7 +47,7 @@ NOTES = (
     "Parquet, which it reads faster than JSON (CSV it refuses for a table with dates); its threads read several at once.",
     "neuralforecast: NHITS trained for a few steps on the same panel with the same covariates, saved and loaded, behind a "
     "FastAPI app whose one route calls nf.predict(df, futr_df); the same rows as JSON (columns and data).",
-    "Saturation: the number of clients among those tried that brings the most requests a second, each service for itself.",
+    "Saturation: 4, 16 or 32 clients, the number from which more bring no more requests a second, each service for itself.",
     "client_share is the processor time of all clients over the clock's, service_cores that of the service.",
 )
 
@@ -70,20 +70,21 @@ class Contest:
         return list(islice(distinct(self.windows, service.form, service.path, series, next(self._seeds)), number))
 
     def measure(self, name: str, series: int, clients: int, seconds: float) -> Measured:
-        """One measure of about ``seconds``, of at least two requests a client."""
-        number = max(2 * clients, 3, round(self.rates.get((name, series), 1.0) * seconds))
+        """One measure of about ``seconds``, of at least a request a client and three in all."""
+        number = max(clients, 3, round(self.rates.get((name, series), 1.0) * seconds))
         measured = drive(self.services[name], self.asks(name, series, number), clients)
         self.rates[name, series] = measured.rate
         return measured
 
     def saturation(self, name: str, series: int, tried: Sequence[int]) -> int:
-        """The number of clients that brings the most requests a second."""
-        rates = {}
+        """The number of clients from which more of them bring no more requests a second."""
+        best, most = tried[0], 0.0
         for clients in tried:
-            self.measure(name, series, clients, self.seconds / 4)
-            rates[clients] = self.measure(name, series, clients, self.seconds / 2).rate
-        best = max(rates.values())
-        return next(clients for clients in tried if rates[clients] * LEAST_GAIN >= best)
+            rate = self.measure(name, series, clients, self.seconds / 2).rate
+            if rate < most * LEAST_GAIN:
+                break
+            best, most = clients, rate
+        return best
 
 
 def _by_name(ids: Sequence[str], series: int, seed: int) -> Ask:
