@@ -29,13 +29,14 @@ def run_pipeline(root: Path, targets: Sequence[str] = (), force: bool = False) -
     from flows.recovery import mend_dvc
     from flows.runners import check_runner
     from flows.server import prefect_server
+    from flows.warm import warm_process
 
     root, params = opened(root)
     check_runner(params)
     if not (root / "dvc.yaml").exists() or not (root / ".dvc").is_dir():
         raise UserError(f"{root} holds no dvc.yaml and .dvc folder; run weatherglass in the project's folder.")
     print(preset_line(params), flush=True)
-    with held(root / RUN_LOCK, waiting("running this project")), prefect_server(root) as api_url:
+    with held(root / RUN_LOCK, waiting("running this project")), warm_process(root), prefect_server(root) as api_url:
         (root / USER_ERROR).unlink(missing_ok=True)
         mend_dvc(root)
         code = 0

@@ -18,6 +18,7 @@ import psutil
 
 from flows.pipeline import USER_ERROR
 from flows.recovery import keep_lock
+from flows.warm import handed_over
 from tasks.errors import Unavailable, UserError
 from tasks.experiment import changed_params, commit, described, experiment_name, home, revision
 from tasks.files import digest_of, file_md5, write_text
@@ -77,6 +78,8 @@ def run_stage(name: str, body: Callable[[Stage], None], root: Path | None = None
     """
     root = (root or Path.cwd()).resolve()
     end_with_dvc()
+    if (code := handed_over()) is not None:
+        return code
     try:
         params = Params.load(root=root)
         from flows.environment import configure
@@ -127,7 +130,19 @@ def _run_flow(name: str, body: Callable[[Stage], None], root: Path, params: Para
         with ending_experiment(root), stage_run(parent, name, {"weatherglass.prefect_flow_run_id": str(flow_run.id)}) as run:
             body(Stage(name, root, params, run, parent, known))
 
-    stage_flow()
+    with _no_heartbeat():
+        stage_flow()
+
+
+@contextmanager
+def _no_heartbeat() -> Iterator[None]:
+    """Send no signs of life to the embedded server, where nobody listens: ending them takes Prefect half a second a flow."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    from flows.server import given_api
+
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None} if given_api() is None else {}):
+        yield
 
 
 @contextmanager
