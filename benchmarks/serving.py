@@ -8,6 +8,7 @@ answer is compared with the right one.
 
 from __future__ import annotations
 
+import signal
 import statistics
 import sys
 import tempfile
@@ -190,6 +191,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not given.no_peers and not given.load_only and not given.peers.exists():
         raise UserError(f"--peers is {given.peers}, which is not there; run `make peers` first or give --no-peers.")
     one_thread()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that it ends its services when it is ended
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="serving-") as folder:
         stand = Stand.lay_out(given.root, Path(folder) / "project")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import socket
+import struct
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 30
 HOST_VARIABLE, PORT_VARIABLE = "WEATHERGLASS_HOST", "WEATHERGLASS_PORT"
+ACCEPT_SECONDS = 0.2
+SO_ATTACH_FILTER = 26  # <asm-generic/socket.h>; Python has no name for it
+M_ARENA_MAX = -8  # <malloc.h>
 
 
 def run_serve(root: Path, host: str | None, port: int | None, alias: str) -> int:
@@ -33,6 +38,7 @@ def run_serve(root: Path, host: str | None, port: int | None, alias: str) -> int
     host = host or os.environ.get(HOST_VARIABLE) or params.serving.host
     port = _port(os.environ.get(PORT_VARIABLE), params.serving.port) if port is None else port
     listening = _listen(host, port)
+    _one_heap()
     import torch
     import uvicorn
 
@@ -60,7 +66,8 @@ async def _serve(server: uvicorn.Server, service: Service, listening: socket.soc
             return
         _told(f"asked to stop: listening for {seconds:g} s more, then answering what has been begun")
         service.drain()
-        loop.call_later(seconds, setattr, server, "should_exit", True)
+        loop.call_later(seconds, refuse_new, listening)
+        loop.call_later(seconds + ACCEPT_SECONDS, setattr, server, "should_exit", True)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
@@ -80,6 +87,30 @@ def _listen(host: str, port: int) -> socket.socket:
             f"{host} port {port} cannot be listened at ({error.strerror}); choose others by --host and --port."
         ) from None
     return listening
+
+
+def refuse_new(listening: socket.socket) -> None:
+    """Let no further connection reach a listening socket, whose queue can then be emptied before it is closed.
+
+    Closing it at once would reset connections that clients have made and the service has not accepted yet. A filter that
+    drops every packet for the listener (socket(7), SO_ATTACH_FILTER) leaves them in the queue; who comes later is refused
+    when the socket is closed. Where the system has no such filter the queue is closed as it is.
+    """
+    drop = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF_RET | BPF_K: keep no byte
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(drop)))
+    except OSError:
+        return
+
+
+def _one_heap() -> None:
+    """Let glibc keep one heap for all threads, where there is glibc.
+
+    One for each thread that reads requests would hold on to what that thread once needed.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_ARENA_MAX, 1)
 
 
 def _port(text: str | None, default: int) -> int:

@@ -21,6 +21,8 @@ import numpy as np
 import psutil
 import pytest
 
+from flows.serve import refuse_new
+
 SECONDS = 12.0
 REGISTER = """
 from pathlib import Path
@@ -208,3 +210,20 @@ def test_what_cannot_be_listened_at_is_one_sentence(weatherglass: Callable[..., 
         ):
             ended = weatherglass(project, "serve", *arguments)
             assert ended.code == 2 and sentence in ended.err and ended.err.count("\n") == 1
+
+
+def test_who_is_in_the_queue_is_answered_and_who_comes_later_is_refused() -> None:
+    listening = socket.create_server(("127.0.0.1", 0))
+    address = listening.getsockname()
+    with socket.create_connection(address) as early, socket.socket() as late:
+        refuse_new(listening)
+        late.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            late.connect(address)
+        accepted, _ = listening.accept()
+        with accepted:
+            accepted.sendall(b"answer")
+        assert early.recv(6) == b"answer"
+    listening.close()
+    with socket.socket() as later, pytest.raises(ConnectionRefusedError):
+        later.connect(address)
