@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.decoding.streaming import State, StateSpec, check_state, zero_state
+from models.decoding.streaming import Sliding, State, StateSpec, Trail, check_state, zero_state
 from models.forecasters.base import CategoryEmbedding, Forecaster, Prediction, align_right
 from models.forecasters.wavenet_paths import PathCache
 from models.heads import CategoricalHead, Head
@@ -54,6 +54,11 @@ class WaveNetBlock(nn.Module):
         """`forward` after the last inputs `past` (batch, width, (kernel_size - 1) dilation), and the past that follows."""
         gates, past = self.convolution.extend(x, past)
         return *self._gate(x, gates), past
+
+    def follow(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`extend` for a short piece, with all that the convolution has read in place of the past that follows."""
+        gates, read = self.convolution.follow(x, past)
+        return *self._gate(x, gates), read
 
     def step(self, x_t: Tensor, past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`extend` by one step, (batch, width) -> (batch, width)."""
@@ -147,6 +152,16 @@ class WaveNetBackbone(nn.Module):
             skips.append(skip)
             after.append(past)
         return self.finish(sum(skips[1:], skips[0]).transpose(1, 2)), tuple(after)
+
+    def trail(self, x: Tensor, state: State) -> tuple[Tensor, Trail]:
+        """`extend` for a short piece that may be rolled back, see `models.decoding.streaming.trail`."""
+        check_state(state, self._specs, x.shape[0])
+        x, skips, followed = x.transpose(1, 2), [], []
+        for block, past in zip(self.blocks, state, strict=True):
+            x, skip, read = cast(WaveNetBlock, block).follow(x, past)
+            skips.append(skip)
+            followed.append(Sliding(read, past.shape[2], 2))
+        return self.finish(sum(skips[1:], skips[0]).transpose(1, 2)), tuple(followed)
 
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         """`extend` by one step, (batch, width) -> (batch, width); its cost does not grow with what came before."""

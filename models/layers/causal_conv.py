@@ -65,6 +65,20 @@ class CausalConv1d(nn.Module):
         window = torch.cat([past, x], dim=2)
         return self.convolution(window), window[:, :, window.shape[2] - self.padding :]
 
+    def follow(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """`extend` for a short piece, by one matrix product; in place of the past that follows, all that was read.
+
+        That is (batch, in_channels, (kernel_size - 1) dilation + time): the past after t steps begins at its t-th place.
+        """
+        window = torch.cat([past, x], dim=2)
+        convolution = cast(nn.Conv1d, self.convolution)
+        if convolution.groups != 1:
+            return self.convolution(window), window
+        time, (dilation,) = x.shape[2], convolution.dilation
+        taps = torch.cat([window[:, :, tap : tap + time] for tap in range(0, self.padding + 1, dilation)], dim=1)
+        output = functional.linear(taps.transpose(1, 2), convolution.weight.transpose(1, 2).flatten(1), convolution.bias)
+        return output.transpose(1, 2), window
+
     def step(self, x_t: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         """`extend` by one step as a matrix product, (batch, in_channels) -> (batch, out_channels)."""
         window = torch.cat([past, x_t[:, :, None]], dim=2)

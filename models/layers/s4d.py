@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.decoding.streaming import StateSpec
+from models.decoding.streaming import StateSpec, recurrence
 from models.layers.state_space import log_uniform_step, spare_from_weight_decay
 
 __all__ = [
@@ -209,6 +209,12 @@ class S4D(nn.Module):
             kernel = torch.matmul((outputs * inputs)[:, None], factors).squeeze(1).real
             y = causal_fft_convolution(u.transpose(1, 2), kernel).transpose(1, 2) + remembered.permute(1, 2, 0)
             return y + self.D * u, last.transpose(0, 1)
+
+    def trail(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Recurrent mode over a short piece (batch, time, width): outputs, and all states (batch, time + 1, width, M)."""
+        decays, inputs, outputs = self.coefficients()
+        states = recurrence(decays.expand(1, u.shape[1], -1, -1), inputs * u[..., None], state)
+        return (states[:, 1:] * outputs).sum(-1).real + self.D * u, states
 
     def step(self, u_t: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Recurrent mode, one step: `u_t` (batch, width), `state` (batch, width, M), which is not written to."""
