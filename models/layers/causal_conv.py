@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 __all__ = ["CausalConv1d", "receptive_field"]
 
@@ -50,6 +50,17 @@ class CausalConv1d(nn.Module):
         self.padding = (kernel_size - 1) * dilation
         convolution = nn.Conv1d(in_channels, out_channels, kernel_size, dilation=dilation, groups=groups)
         self.convolution: nn.Module = parametrizations.weight_norm(convolution) if weight_norm else convolution
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Compute a weight-normalised kernel once and for all, for a copy of which the weights change no more."""
+        given = cast(nn.Conv1d, self.convolution)
+        if parametrize.is_parametrized(given):
+            sizes = (given.in_channels, given.out_channels, given.kernel_size[0])
+            plain = nn.Conv1d(*sizes, dilation=given.dilation[0], groups=given.groups).to(given.weight)
+            plain.weight.copy_(given.weight)
+            cast(Tensor, plain.bias).copy_(cast(Tensor, given.bias))
+            self.convolution = plain.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, in_channels, time) to (batch, out_channels, time)."""

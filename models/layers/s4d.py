@@ -168,6 +168,7 @@ class S4D(nn.Module):
         parts = self.B.shape[-1]
         self.C = nn.Parameter(torch.randn(width, self.states, parts) * parts**-0.5)
         self.D = nn.Parameter(torch.randn(width))
+        self._frozen: tuple[Tensor, Tensor, Tensor] | None = None
         self.undecayed = ("log_step", "log_decay", "B", "D", *(("frequency",) if self.complex else ()))
         spare_from_weight_decay(self)
 
@@ -178,10 +179,17 @@ class S4D(nn.Module):
 
     def coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
         """Abar, Bbar and C, each (width, M); C carries the factor 2 of conjugate pairs."""
+        if self._frozen is not None:
+            return self._frozen
         decay = -torch.exp(self.log_decay)
         A = decay if self.frequency is None else torch.complex(decay, self.frequency)
         decays, inputs = discretise(A, _from_real(self.B), torch.exp(self.log_step)[:, None], self.discretisation)
         return decays, inputs, _from_real(self.C) * (2 if self.complex else 1)
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Compute `coefficients` once and for all, for a copy of which the weights change no more."""
+        self._frozen = self.coefficients()
 
     def kernel(self, length: int) -> Tensor:
         """K[l] = C Abar^l Bbar for l < `length`, real (width, length)."""
