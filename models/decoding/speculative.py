@@ -62,6 +62,18 @@ class Tally:
         """Share of all judged tokens that were kept."""
         return sum(self.accepted) / max(1, sum(self.tried))
 
+    def merge(self, other: Tally) -> None:
+        """Add what another run did."""
+        self.calls, self.turns, self.tokens = (
+            self.calls + other.calls,
+            self.turns + other.turns,
+            self.tokens + other.tokens,
+        )
+        for mine, theirs in ((self.tried, other.tried), (self.accepted, other.accepted)):
+            mine += [0] * (len(theirs) - len(mine))
+            for step, count in enumerate(theirs):
+                mine[step] += count
+
     def add(self, kept: Tensor, limit: Tensor, drafted: int) -> None:
         """Count a round in which rows might keep ``limit`` (r,) of ``drafted`` tokens and kept ``kept`` (r,)."""
         kept, limit = kept[limit >= 0], limit[limit >= 0]

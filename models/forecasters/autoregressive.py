@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,14 @@ __all__ = ["Autoregressive"]
 
 ROWS_AT_A_TIME = 8192
 """Paths that are sampled together: enough that a step's arithmetic outweighs its calls, few enough to bound the memory."""
+
+
+class Sampler(Protocol):
+    """Draws paths, as `models.forecasters.sampler.PathSampler` does."""
+
+    def paths(self, batch: Batch, copies: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Joint sample paths (B, copies, H) in the target's units, and features (B, width) at the last known step."""
+        ...
 
 
 class Autoregressive(Forecaster):
@@ -55,6 +63,7 @@ class Autoregressive(Forecaster):
         self.head = head
         self.n_lags = len(schema.lags)
         self.lag_weights = nn.Parameter(torch.zeros(self.n_lags))
+        self.sampler: Sampler | None = None
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs without the previous target (B, T + H, I), the scaled target (B, T + H) and the base (B, T + H).
@@ -144,6 +153,14 @@ class Autoregressive(Forecaster):
         """Joint sample paths (B, paths, H) in the target's units."""
         return self.sample_paths(batch, paths)[0]
 
+    def use(self, sampler: Sampler | None) -> None:
+        """Forecast from now on by what ``sampler`` draws; None for `sample_paths`."""
+        self.sampler = sampler
+        self.batch_invariant = sampler is not None
+
     def predict(self, batch: Batch) -> Prediction:
-        paths, features = self.sample_paths(batch, self.paths)
+        if self.sampler is None:
+            paths, features = self.sample_paths(batch, self.paths)
+        else:
+            paths, features = self.sampler.paths(batch, self.paths, int(torch.randint(2**62, ())))
         return Prediction(sample_quantiles(paths, self.levels), features)

@@ -18,8 +18,10 @@ from torch.nn import functional
 from models.decoding.streaming import State, Trail, extend, fork, trail
 from models.decoding.streams import WITHIN, Streams
 from models.forecasters.autoregressive import Autoregressive
+from models.forecasters.wavenet import WaveNetBlock
 from models.heads import CategoricalHead
 from models.layers.causal_conv import CausalConv1d
+from models.layers.packed import PackedLinear, pack_linear_layers
 from models.layers.s4d import S4D
 from models.panel import Batch
 
@@ -33,9 +35,10 @@ Tables = tuple[Tensor, Tensor, int]
 def inference_copy(module: nn.Module) -> nn.Module:
     """A copy for steps alone: in evaluation mode, and what depends on the weights only is computed once."""
     copied = copy.deepcopy(module).eval().requires_grad_(False)
-    for part in copied.modules():
-        if isinstance(part, S4D | CausalConv1d):
+    for part in list(copied.modules()):
+        if isinstance(part, S4D | CausalConv1d | WaveNetBlock):
             part.freeze()
+    pack_linear_layers(copied)
     return copied
 
 
@@ -62,7 +65,7 @@ class Stepper:
         self.forecaster, self.head, self.compiled = forecaster, forecaster.head, compiled
         self.backbone: Any = inference_copy(forecaster.backbone)
         self.weight = forecaster.project.weight[:, 0].detach()
-        self.project = self.head.project.weight.detach(), self.head.project.bias.detach()
+        self.project = PackedLinear(self.head.project.weight, self.head.project.bias)
         compile_: Callable[[Any], Any] = torch.compile(dynamic=False) if compiled else lambda function: function
         self.step, self.trail = compile_(self._step), compile_(self._trail)
 
@@ -74,12 +77,12 @@ class Stepper:
 
     def _step(self, tables: Tables, previous: Tensor, position: Tensor, rows: Tensor, state: State) -> tuple[Tensor, State]:
         hidden, state = self.backbone.step(self._input(tables, previous, position, rows), state)
-        return functional.linear(hidden, *self.project), state
+        return self.project(hidden), state
 
     def _trail(self, tables: Tables, previous: Tensor, position: Tensor, rows: Tensor, state: State) -> tuple[Tensor, Trail]:
         position = position[:, None] + torch.arange(previous.shape[1], device=previous.device)
         hidden, followed = trail(self.backbone, self._input(tables, previous, position, rows[:, None]), state)
-        return functional.linear(hidden, *self.project), followed
+        return self.project(hidden), followed
 
 
 class BinnedPaths:

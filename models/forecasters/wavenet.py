@@ -13,6 +13,7 @@ from models.decoding.streaming import Sliding, State, StateSpec, Trail, check_st
 from models.forecasters.autoregressive import Autoregressive
 from models.forecasters.wavenet_paths import PathCache
 from models.layers.causal_conv import CausalConv1d, receptive_field
+from models.layers.packed import PackedLinear
 
 __all__ = ["WaveNet", "WaveNetBackbone", "WaveNetBlock"]
 
@@ -40,6 +41,11 @@ class WaveNetBlock(nn.Module):
         self.dropout = nn.Dropout1d(dropout)
         self.mix = nn.Conv1d(width, width if last else 2 * width, 1)
         self.width, self.last = width, last
+        self._mix: nn.Module | None = None
+
+    def freeze(self) -> None:
+        """Pack the weights once and for all, for a copy of which they change no more."""
+        self._mix = PackedLinear(self.mix.weight[:, :, 0], self.mix.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map (batch, width, time) to the next block's input and the skip, both (batch, width, time)."""
@@ -63,7 +69,8 @@ class WaveNetBlock(nn.Module):
 
     def _gate(self, x: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
         filtered, gate = gates.chunk(2, dim=1)
-        mixed = self.mix(self.dropout(torch.tanh(filtered) * torch.sigmoid(gate)))
+        unit = self.dropout(torch.tanh(filtered) * torch.sigmoid(gate))
+        mixed = self.mix(unit) if self._mix is None else self._mix(unit.transpose(1, 2)).transpose(1, 2)
         return (x if self.last else x + mixed[:, : self.width]), mixed[:, -self.width :]
 
 
