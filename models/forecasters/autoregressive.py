@@ -22,7 +22,9 @@ ROWS_AT_A_TIME = 8192
 
 
 class Sampler(Protocol):
-    """Draws paths, as `models.forecasters.sampler.PathSampler` does."""
+    """Draws paths, as `models.forecasters.sampler.PathSampler` does; `batch_invariant` as a forecaster's."""
+
+    batch_invariant: bool
 
     def paths(self, batch: Batch, copies: int, seed: int) -> tuple[Tensor, Tensor]:
         """Joint sample paths (B, copies, H) in the target's units, and features (B, width) at the last known step."""
@@ -156,7 +158,7 @@ class Autoregressive(Forecaster):
     def use(self, sampler: Sampler | None) -> None:
         """Forecast from now on by what ``sampler`` draws; None for `sample_paths`."""
         self.sampler = sampler
-        self.batch_invariant = sampler is not None
+        self.batch_invariant = sampler is not None and sampler.batch_invariant
 
     def predict(self, batch: Batch) -> Prediction:
         if self.sampler is None:

@@ -8,6 +8,8 @@ tokens, and so is every draft that reads the same values.
 from __future__ import annotations
 
 import copy
+import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +27,7 @@ from models.layers.packed import PackedLinear, pack_linear_layers
 from models.layers.s4d import S4D
 from models.panel import Batch
 
-__all__ = ["BinnedPaths", "Stepper", "values_in_bins"]
+__all__ = ["BinnedPaths", "Stepper", "can_compile", "values_in_bins"]
 
 
 Tables = tuple[Tensor, Tensor, int]
@@ -40,6 +42,17 @@ def inference_copy(module: nn.Module) -> nn.Module:
             part.freeze()
     pack_linear_layers(copied)
     return copied
+
+
+@functools.cache
+def can_compile() -> bool:
+    """Whether `torch.compile` works here; on a CPU it wants a C++ compiler."""
+    try:
+        torch.compile(lambda x: x.sin() + x.cos(), dynamic=False)(torch.ones(2))
+    except Exception as error:  # whatever a missing or broken compiler raises
+        logging.getLogger(__name__).info("steps are not compiled: %s", str(error).strip().partition("\n")[0])
+        return False
+    return True
 
 
 class Stepper:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from models.decoding.planner import LEAST_GAIN, LENGTHS, Plan, make_plan
+from models.decoding.planner import Plan, make_plan
 from models.decoding.speculative import Rule, Tally, ancestral_paths, speculative_paths
 from models.decoding.streams import Streams
 from models.decoding.truncation import AS_THEY_ARE, Truncation
 from models.forecasters.autoregressive import ROWS_AT_A_TIME, Autoregressive
 from models.forecasters.base import unscale
-from models.forecasters.binned_paths import BinnedPaths, Stepper, values_in_bins
+from models.forecasters.binned_paths import BinnedPaths, Stepper, can_compile, values_in_bins
 from models.forecasters.drafts import check_draft
 from models.panel import Batch
 
@@ -50,8 +49,9 @@ class Record:
 class PathSampler:
     """Draws the paths of one forecaster.
 
-    Path ``i`` of every window has the same random numbers, so a window's paths depend neither on the windows beside it nor on
-    how tokens are drafted: with `gumbel` they are the same for every draft and none, otherwise equal in distribution.
+    Path ``i`` of every window has the same random numbers, so a window's paths do not depend on the windows beside it. With
+    `gumbel` they are the same for every draft and none. With `speculative` they are equal in distribution; which they are
+    depends on how many tokens a round drafts, hence on the plan and what it measured.
 
     Parameters
     ----------
@@ -63,8 +63,8 @@ class PathSampler:
     truncation : Truncation
     compiled : bool
         Compile steps where `torch.compile` works: for many calls with the same number of paths.
-    lengths, least
-        As in `models.decoding.planner.make_plan`, which is asked once for each number of paths.
+    **plans
+        ``lengths`` and ``least`` of `models.decoding.planner.make_plan`, which is asked once for each number of paths.
 
     Raises
     ------
@@ -79,17 +79,18 @@ class PathSampler:
         draft: Autoregressive | None = None,
         truncation: Truncation = AS_THEY_ARE,
         compiled: bool = False,
-        lengths: Sequence[int] = LENGTHS,
-        least: float = LEAST_GAIN,
+        **plans: Any,
     ) -> None:
         if name not in SAMPLERS:
             raise ValueError(f"'{name}' is not a sampler; there are {', '.join(SAMPLERS)}")
         self.name, self.rule, self.truncation = name, _rule(name), truncation
-        self.lengths, self.least = lengths, least
-        self.target, self.draft = Stepper(target, compiled), None
+        self.plans = plans
+        compiled = compiled and can_compile()
+        self.target, self.draft, self.compiled = Stepper(target, compiled), None, compiled
         if draft is not None and name != "ancestral":
             check_draft(target, draft)
             self.draft = Stepper(draft, compiled)
+        self.batch_invariant = name != "speculative" or self.draft is None
         self.records: dict[int, Record] = {}
 
     @torch.no_grad()
@@ -115,7 +116,7 @@ class PathSampler:
         if record is None:
             plan = None
             if draft is not None:
-                plan = make_plan(target, draft, streams, self.truncation, self.rule, self.lengths, self.least)
+                plan = make_plan(target, draft, streams, self.truncation, self.rule, **self.plans)
             record = self.records[target.rows] = Record(plan)
         begun = time.perf_counter()
         if draft is None or record.plan is None or record.plan.length == 0:
