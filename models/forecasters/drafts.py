@@ -33,13 +33,20 @@ LEAST_WIDTH = 16
 
 
 def smaller_config(family: str, config: Any) -> Any:
-    """The configuration of a draft: a quarter of the width, one layer (two of a hybrid), no dropout, the same bins."""
+    """The configuration of a draft: a quarter of the width, one layer (two of a hybrid), no dropout, the same bins.
+
+    A convolutional one has a quarter of the levels, with 4 taps each; seasons reach it through the base all the same.
+    """
     name = "hidden_size" if family == "deepar" else "width"
     width = max(LEAST_WIDTH, getattr(config, name) // SHARE)
     width = min(getattr(config, name), width)
     changed: dict[str, Any] = {name: width, "dropout": 0.0}
     if "layers" in type(config).model_fields:
         changed["layers"] = 2 if family == "hybrid" else 1
+    if "levels" in type(config).model_fields:
+        changed |= {"levels": max(1, config.levels // SHARE), "kernel_size": 4}
+    if "stacks" in type(config).model_fields:
+        changed["stacks"] = 1
     if "heads" in type(config).model_fields:
         changed["heads"] = 1
     return config.model_copy(update=changed)
