@@ -64,11 +64,9 @@ class Tally:
 
     def merge(self, other: Tally) -> None:
         """Add what another run did."""
-        self.calls, self.turns, self.tokens = (
-            self.calls + other.calls,
-            self.turns + other.turns,
-            self.tokens + other.tokens,
-        )
+        self.calls += other.calls
+        self.turns += other.turns
+        self.tokens += other.tokens
         for mine, theirs in ((self.tried, other.tried), (self.accepted, other.accepted)):
             mine += [0] * (len(theirs) - len(mine))
             for step, count in enumerate(theirs):
@@ -76,16 +74,14 @@ class Tally:
 
     def add(self, kept: Tensor, limit: Tensor, drafted: int) -> None:
         """Count a round in which rows might keep ``limit`` (r,) of ``drafted`` tokens and kept ``kept`` (r,)."""
-        kept, limit = kept[limit >= 0], limit[limit >= 0]
-        missing = drafted - len(self.tried)
-        self.tried += [0] * missing
-        self.accepted += [0] * missing
-        self.calls += 1
-        self.turns += len(kept)
-        self.tokens += int(kept.sum()) + len(kept)
-        for step in range(drafted):
-            self.tried[step] += int(((kept >= step) & (limit > step)).sum())
-            self.accepted[step] += int((kept > step).sum())
+        going = limit >= 0
+        turns = int(going.sum())
+        step = torch.arange(drafted, device=kept.device)
+        accepted = (kept[:, None] > step) & going[:, None]
+        tried = (kept[:, None] >= step) & (limit[:, None] > step)
+        counts = torch.stack([tried.sum(0), accepted.sum(0)]).tolist()
+        tokens = turns + sum(counts[1])
+        self.merge(Tally(1, turns, tokens, *counts))
 
 
 @dataclass(frozen=True)
