@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from models.decoding.streams import Streams
 from models.forecasters import config as configs
 from models.forecasters.autoregressive import Autoregressive
 from models.forecasters.binned_paths import BinnedPaths, can_compile, values_in_bins
-from models.forecasters.drafts import build_draft, distillation_loss
+from models.forecasters.drafts import build_draft, distillation_loss, warm_cosine
 from models.forecasters.factory import build_forecaster
 from models.forecasters.sampler import PathSampler
 from models.panel import Batch, Panel, PanelSchema, WindowLoader, Windows
@@ -77,7 +78,7 @@ def train(model: Autoregressive, panel: Panel, steps: int, rate: float, teacher:
     windows = panel.window_grid(np.full(SERIES, first), np.full(SERIES, LENGTH - HORIZON), 1, first)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warm_cosine, steps=steps))
     loss = torch.zeros(())
     model.train()
     for batch in WindowLoader(panel, windows, 8 if teacher is None else 16, steps, 1):

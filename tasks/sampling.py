@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from models.forecasters.autoregressive import Autoregressive
-from models.forecasters.drafts import DRAFTS, build_draft, check_draft, distillation_loss
+from models.forecasters.drafts import DRAFTS, build_draft, check_draft, distillation_loss, warm_cosine
 from models.forecasters.sampler import SAMPLERS, PathSampler
 from models.heads import CategoricalHead
 from models.panel import WindowLoader
@@ -93,7 +93,7 @@ def _train(
     """Train a draft on windows of the training fold; returns the mean loss of the last tenth of the steps."""
     weights = [parameter for parameter in draft.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps + 1, pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warm_cosine, steps=steps))
     windows = prepared.fold("train", "fit networks")
     losses = []
     draft.train()

@@ -7,6 +7,7 @@ keeps them; any other is refused.
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,16 @@ from models.heads import CategoricalHead
 from models.layers.state_space import ResidualStack
 from models.panel import Batch, PanelSchema
 
-__all__ = ["DRAFTS", "DraftKind", "build_draft", "check_draft", "distillation_loss", "first_layers", "smaller_config"]
+__all__ = [
+    "DRAFTS",
+    "DraftKind",
+    "build_draft",
+    "check_draft",
+    "distillation_loss",
+    "first_layers",
+    "smaller_config",
+    "warm_cosine",
+]
 
 DraftKind = Literal["distilled", "smaller", "early_exit"]
 DRAFTS: tuple[DraftKind, ...] = ("distilled", "smaller", "early_exit")
@@ -133,3 +143,9 @@ def distillation_loss(target: Autoregressive, draft: Autoregressive, batch: Batc
     padding = target.context - batch["encoder_lengths"]
     real = torch.arange(divergence.shape[1], device=divergence.device) >= padding[:, None]
     return torch.where(real, divergence, 0.0).sum() / real.sum()
+
+
+def warm_cosine(step: int, steps: int) -> float:
+    """Factor of the learning rate at ``step`` of ``steps``: a rise over the first tenth, then half a cosine down to zero."""
+    rise = max(1, steps // 10)
+    return min(1.0, (step + 1) / rise) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / steps)))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from models.decoding.planner import make_plan
 from tasks.bundle import Bundle, bundle_digest, write_bundle
@@ -19,7 +22,9 @@ from tasks.files import read_json, write_json
 from tasks.future import with_future_rows
 from tasks.params import Params
 from tasks.prepare import load_prepared
+from tasks.registry import register
 from tasks.sampling import FOLDER, binned_members, distil, sampling_figures, sampling_text, use_sampler
+from tasks.tracking import initialise, parent_run
 from tasks.train import train_family
 
 LABEL = "tiny-1"
@@ -138,3 +143,31 @@ def test_a_model_without_paths_of_bins_is_told(evaluated_project: Path, tmp_path
     bundle, digest = bundle_of(root)
     with pytest.raises(UserError, match=r"has no member that samples paths of bins; set forecasters\.FAMILY"):
         use_sampler(root, LABEL, digest, bundle, "speculative")
+
+
+def test_the_commands_distil_forecast_and_tell_mlflow(project: Path, tmp_path: Path, weatherglass: Callable[..., Any]) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(project, root, ignore=shutil.ignore_patterns("drafts"))
+    initialise(f"sqlite:///{root}/mlflow.db")
+    params = Params.load(root=root)
+    missing = weatherglass(root, "distill")
+    assert missing.code == 2 and "the registry holds no model 'weatherglass' with alias 'champion'" in missing.err
+    register(params, root, parent_run(root, "weatherglass", {"params": "tiny"}))
+    early = weatherglass(root, "forecast", "--sampler", "speculative")
+    assert early.code == 2 and "has no drafts to speculate with; run `weatherglass distill` first" in early.err
+    told = weatherglass(root, "distill", "--kind", "early_exit", "--steps", "4", "--json")
+    assert told.code == 0 and set(json.loads(told.out)) == {"mamba2_0", "mamba2_1"}
+    done = weatherglass(root, "forecast", "--sampler", "speculative", "--output", "forecast.parquet")
+    assert done.code == 0 and "predicted gain" in done.err
+    assert len(pd.read_parquet(root / "forecast.parquet")) == 7 * params.data.horizon
+    (run,) = MlflowClient().search_runs(["1"], "tags.`weatherglass.kind` = 'sampler speculative'")
+    names = {name.rpartition("/")[2] for name in run.data.metrics}
+    assert {
+        "length",
+        "acceptance",
+        "acceptance_step_1",
+        "cost_ratio",
+        "verify_cost",
+        "predicted_gain",
+        "measured_gain",
+    } <= names
