@@ -6,6 +6,7 @@ its draft, and samples 1, 8 and 100 paths with both, compiled where `torch.compi
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -98,25 +99,31 @@ def compare(
     """Both samplers' times for ``paths`` paths of one window, and what the speculative one did."""
     torch._dynamo.reset()  # type: ignore[no-untyped-call]
     sampler = PathSampler(target, "speculative", draft, compiled=options["compiled"], lengths=options["lengths"])
-    streams = Streams(3, torch.arange(paths), HORIZON)
+    keys, runs = torch.arange(paths), []
     with torch.no_grad():
-        values = values_in_bins(target, batch, paths, streams)
-        model = BinnedPaths(sampler.target, batch, paths, values)
+        for seed in range(options["rounds"] + 1):
+            streams = Streams(seed, keys, HORIZON)
+            values = values_in_bins(target, batch, paths, streams)
+            runs.append((BinnedPaths(sampler.target, batch, paths, values), values, streams))
+        turns = {"ancestral": itertools.cycle(runs), "speculative": itertools.cycle(runs)}
 
         def ancestral() -> float:
+            model, _, streams = next(turns["ancestral"])
             begun = time.process_time()
             ancestral_paths(model, streams)
             return time.process_time() - begun
 
         def speculative() -> float:
+            model, values, streams = next(turns["speculative"])
             begun = time.process_time()
-            sampler._tokens(model, batch, paths, values, streams)
+            sampler.tokens(model, batch, paths, values, streams)
             return time.process_time() - begun
 
         ancestral()
         speculative()  # plans, and compiles what is left to compile
         taken = alternating({"ancestral": ancestral, "speculative": speculative}, options["rounds"])
-    plan, record = sampler.records[paths].plan, sampler.records[paths]
+    record = sampler.records[paths]
+    plan = record.plan
     assert plan is not None
     tally = record.tally if record.tally.turns else plan.tally
     return {
@@ -154,10 +161,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--layers", type=at_least(2), default=8, help="of the target")
     options.add_argument("--width", type=at_least(16), default=256, help="of the target")
     options.add_argument("--paths", type=at_least(1), nargs="+", default=[1, 8, 100], help="paths sampled together")
-    options.add_argument("--steps", type=at_least(1), default=60, help="training steps of the target")
+    options.add_argument("--steps", type=at_least(1), default=150, help="training steps of the target")
     options.add_argument("--distil-steps", type=at_least(1), default=200, help="training steps of the draft")
     options.add_argument("--lengths", type=at_least(1), nargs="+", default=[3, 6], help="tokens a round may draft")
-    options.add_argument("--rounds", type=at_least(1), default=5, help="alternating runs of which the median counts")
+    options.add_argument("--rounds", type=at_least(1), default=9, help="alternating runs of which the median counts")
     options.add_argument("--uncompiled", action="store_true", help="leave steps as they are")
     given = options.parse_args(arguments)
     one_thread()

@@ -28,6 +28,9 @@ LENGTHS = (1, 2, 3, 4, 6, 8)
 LEAST_GAIN = 1.1
 """Predicted gain below which speculation stays off: less would be lost in what the prediction does not know."""
 
+JUDGED, TRIALS = 200, 5
+"""Drafted tokens that a plan wants to see judged, and the most trials that it makes for it."""
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -145,7 +148,9 @@ def make_plan(
     lengths: Sequence[int] = LENGTHS,
     least: float = LEAST_GAIN,
 ) -> Plan:
-    """Measure acceptance by a trial over the horizon, and costs, on the paths that are to be sampled; choose a length.
+    """Measure acceptance by trials over the horizon, and costs, on the paths that are to be sampled; choose a length.
+
+    Where paths are few there are several trials, of other random numbers, so that ``JUDGED`` tokens are judged or nearly so.
 
     Lengths of the horizon and above are left out: a round never brings more than the horizon's tokens. Where a single step is
     to be sampled there is nothing to draft.
@@ -154,5 +159,9 @@ def make_plan(
     if not lengths:
         return Plan(0, 1.0, Costs(1.0, 1.0, {1: 1.0}), Tally())
     costs = measure_costs(target, draft, lengths, streams, truncation, rule)
-    tally = speculative_paths(target, draft, max(lengths), streams, truncation, rule).tally
+    tally = Tally()
+    for trial in range(TRIALS):
+        tally.merge(speculative_paths(target, draft, max(lengths), streams.others(trial), truncation, rule).tally)
+        if sum(tally.tried) >= JUDGED:
+            break
     return Plan(*choose_length(tally.acceptance_rate, costs, least), costs, tally)

@@ -56,12 +56,16 @@ class Streams:
     """
 
     def __init__(self, seed: int, keys: Tensor, horizon: int) -> None:
-        self.horizon = horizon
+        self.seed, self.keys, self.horizon = seed, keys, horizon
         start = _mixed(torch.tensor(seed, dtype=torch.int64, device=keys.device) + _GOLDEN)
         steps = torch.arange(horizon, device=keys.device)
         self._steps = _absorbed(_absorbed(start, keys)[:, None], steps)  # (R, H)
         purposes = torch.arange(PURPOSES, device=keys.device)
         self._table = _uniform(_absorbed(self._steps[..., None], purposes))  # (R, H, purposes)
+
+    def others(self, number: int) -> Streams:
+        """Numbers of the same paths that have nothing to do with these, the same again for the same ``number``."""
+        return Streams(self.seed ^ ((number + 1) << 40), self.keys, self.horizon)
 
     def all(self, purpose: int) -> Tensor:
         """float64 ``(R, H)`` uniform numbers."""

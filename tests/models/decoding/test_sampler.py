@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from models.decoding.planner import Costs, Plan
+from models.decoding.speculative import Tally
 from models.forecasters.drafts import build_draft
 from models.forecasters.sampler import SAMPLERS, PathSampler
 from models.panel import Batch, PanelSchema
@@ -71,3 +73,19 @@ def test_what_was_done_is_on_record(schema: PanelSchema, batch: Batch) -> None:
 def test_a_sampler_that_there_is_not_is_refused(schema: PanelSchema) -> None:
     with pytest.raises(ValueError, match="'beam' is not a sampler; there are ancestral, speculative, gumbel"):
         sampler("hybrid", "beam", schema)
+
+
+@pytest.mark.parametrize(("seconds", "own"), [(100.0, True), (1e-9, False)])
+def test_steps_are_measured_against_a_quicker_sampler_of_the_forecasters_own(
+    seconds: float, own: bool, schema: PanelSchema, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A WaveNet's cache draws its paths: it is used where it beats both single steps, of `seconds`, and the draft."""
+    plan = Plan(0, 0.5, Costs(seconds, seconds, {2: seconds}), Tally(1, 1, 1, [1], [0]))
+    monkeypatch.setattr("models.forecasters.sampler.make_plan", lambda *arguments, **options: plan)
+    off = sampler("wavenet", "speculative", schema, least=1.1)
+    off.paths(batch, 5, seed=0)
+    record = off.records[20]
+    assert record.own == own and record.plan is not None and record.plan.length == 0
+    assert (record.plan.costs.step < plan.costs.step) == own
+    first, again = (off.paths(batch, 5, seed=seed)[0] for seed in (1, 1))
+    assert torch.equal(first, again) and first.shape == (4, 5, schema.horizon)
