@@ -45,6 +45,9 @@ def forecast(
         Literal["ancestral", "speculative", "gumbel"],
         typer.Option(help="How paths of bins are drawn; speculative wants drafts, see `weatherglass distill`."),
     ] = "ancestral",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the steps of --sampler where a C++ compiler is there; takes a minute.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON records on stdout.")] = False,
     root: Root = Path("."),
 ) -> None:
@@ -54,7 +57,7 @@ def forecast(
     """
     from flows.forecast import run_forecast
 
-    raise typer.Exit(run_forecast(root, output, data, cutoff, alias, as_json, sampler))
+    raise typer.Exit(run_forecast(root, output, data, cutoff, alias, as_json, sampler, compiled))
 
 
 @app.command()

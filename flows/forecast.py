@@ -7,7 +7,14 @@ from pathlib import Path
 
 
 def run_forecast(
-    root: Path, output: Path | None, data: Path | None, cutoff: str | None, alias: str, as_json: bool, sampler: str
+    root: Path,
+    output: Path | None,
+    data: Path | None,
+    cutoff: str | None,
+    alias: str,
+    as_json: bool,
+    sampler: str = "ancestral",
+    compiled: bool = False,
 ) -> int:
     """Forecast, write or print; returns the exit code."""
     from flows.environment import opened
@@ -22,7 +29,7 @@ def run_forecast(
 
     torch.set_num_threads(1)  # sums in one order: the numbers are those of `weatherglass serve`, on any number of cores
     initialise()
-    table, bundle = forecast_table(root, params.registry.name, alias, data, cutoff, params.monitor.adaptive, sampler)
+    table, bundle = forecast_table(root, params.registry.name, alias, data, cutoff, params.monitor.adaptive, sampler, compiled)
     if sampler != "ancestral":
         from tasks.sampling import log_sampling, sampling_text
 

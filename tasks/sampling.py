@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 FOLDER = Path(".weatherglass/drafts")
 LEARNING_RATE = 4e-3
 BATCH = 32
+COMPILED_LENGTHS = (4,)
+"""Numbers of drafted tokens to choose from in compiled steps: each takes its own time to compile."""
 
 Report = Callable[[str, int, float], None]
 """Is told a member, the steps done and the last loss."""
@@ -110,9 +112,10 @@ def _train(
     return sum(last) / len(last)
 
 
-def use_sampler(root: Path, label: str, digest: str, bundle: Bundle, name: str) -> None:
+def use_sampler(root: Path, label: str, digest: str, bundle: Bundle, name: str, compiled: bool = False) -> None:
     """Let the members of `binned_members` draw their paths by ``name``, with the drafts that `distil` has made for them.
 
+    ``compiled`` steps are asked for where `torch.compile` works, with a single number of drafted tokens to compile for.
     `speculative` wants drafts; `gumbel` gives the same paths without, one step after another. Raises UserError where drafts are
     missing, damaged, or of another bundle.
     """
@@ -125,7 +128,8 @@ def use_sampler(root: Path, label: str, digest: str, bundle: Bundle, name: str) 
         raise UserError(f"{bundle.name} has no drafts to speculate with; run `weatherglass distill` first.")
     for member, (family, target) in members.items():
         draft = None if not there else load_draft(folder, digest, bundle, member, family, target)
-        target.use(PathSampler(target, name, draft))  # type: ignore[arg-type]
+        plans = {"lengths": COMPILED_LENGTHS} if compiled else {}
+        target.use(PathSampler(target, name, draft, compiled=compiled, **plans))  # type: ignore[arg-type]
 
 
 def load_draft(folder: Path, digest: str, bundle: Bundle, name: str, family: str, target: Autoregressive) -> Autoregressive:
@@ -180,4 +184,7 @@ def sampling_text(bundle: Bundle) -> str:
             f"{name}: {said}; predicted gain {found['predicted_gain']:.2f}, acceptance {found['acceptance']:.2f}, "
             f"measured gain {found.get('measured_gain', float('nan')):.2f}"
         )
+    samplers = [member.sampler for _, member in binned_members(bundle).values()]
+    if any(isinstance(sampler, PathSampler) and sampler.asked and not sampler.compiled for sampler in samplers):
+        lines.append("steps are not compiled: torch.compile finds no working C++ compiler")
     return "\n".join(lines) or "one step after another, without drafts"

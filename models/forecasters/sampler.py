@@ -94,7 +94,7 @@ class PathSampler:
             raise ValueError(f"'{name}' is not a sampler; there are {', '.join(SAMPLERS)}")
         self.name, self.rule, self.truncation = name, _rule(name), truncation
         self.plans = plans
-        compiled = compiled and can_compile()
+        self.asked, compiled = compiled, compiled and can_compile()
         self.target, self.draft, self.compiled = Stepper(target, compiled), None, compiled
         if draft is not None and name != "ancestral":
             check_draft(target, draft)

@@ -109,6 +109,17 @@ def rename_bundle(record: Path) -> None:
     write_json(record, read_json(record) | {"bundle": "another"})
 
 
+def test_a_machine_without_a_compiler_is_told_and_forecasts_all_the_same(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.forecasters.sampler.can_compile", lambda: False)
+    bundle, digest = bundle_of(project)
+    use_sampler(project, LABEL, digest, bundle, "gumbel", compiled=True)
+    panel = pd.read_parquet(project / "data/ingested/panel.parquet")
+    assert len(bundle.forecast(with_future_rows(panel, bundle.encoding))) > 0
+    assert "steps are not compiled: torch.compile finds no working C++ compiler" in sampling_text(bundle)
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
