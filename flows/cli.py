@@ -41,6 +41,13 @@ def forecast(
     data: Annotated[Optional[Path], typer.Option(help="CSV or Parquet with new history, in place of the panel.")] = None,  # noqa: UP045
     cutoff: Annotated[Optional[str], typer.Option(help="Forecast as if this were the last known time.")] = None,  # noqa: UP045
     alias: Annotated[str, typer.Option(help="Which registered model answers.")] = "champion",
+    sampler: Annotated[
+        Literal["ancestral", "speculative", "gumbel"],
+        typer.Option(help="How paths of bins are drawn; speculative wants drafts, see `weatherglass distill`."),
+    ] = "ancestral",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the steps of --sampler where a C++ compiler is there; takes a minute.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON records on stdout.")] = False,
     root: Root = Path("."),
 ) -> None:
@@ -50,7 +57,24 @@ def forecast(
     """
     from flows.forecast import run_forecast
 
-    raise typer.Exit(run_forecast(root, output, data, cutoff, alias, as_json))
+    raise typer.Exit(run_forecast(root, output, data, cutoff, alias, as_json, sampler, compiled))
+
+
+@app.command()
+def distill(
+    kind: Annotated[
+        Literal["distilled", "smaller", "early_exit"],
+        typer.Option(help="A small network taught by its target or by the data, or the target's own first layers."),
+    ] = "distilled",
+    alias: Annotated[str, typer.Option(help="Which registered model the drafts are for.")] = "champion",
+    steps: Annotated[int, typer.Option(help="Training steps of a draft.", min=1)] = 400,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    root: Root = Path("."),
+) -> None:
+    """Train drafts for the champion's members that sample paths of bins, for `weatherglass forecast --sampler speculative`."""
+    from flows.distill import run_distill
+
+    raise typer.Exit(run_distill(root, alias, kind, steps, as_json))
 
 
 @app.command()

@@ -6,7 +6,16 @@ import sys
 from pathlib import Path
 
 
-def run_forecast(root: Path, output: Path | None, data: Path | None, cutoff: str | None, alias: str, as_json: bool) -> int:
+def run_forecast(
+    root: Path,
+    output: Path | None,
+    data: Path | None,
+    cutoff: str | None,
+    alias: str,
+    as_json: bool,
+    sampler: str = "ancestral",
+    compiled: bool = False,
+) -> int:
     """Forecast, write or print; returns the exit code."""
     from flows.environment import opened
 
@@ -20,7 +29,12 @@ def run_forecast(root: Path, output: Path | None, data: Path | None, cutoff: str
 
     torch.set_num_threads(1)  # sums in one order: the numbers are those of `weatherglass serve`, on any number of cores
     initialise()
-    table, bundle = forecast_table(root, params.registry.name, alias, data, cutoff, params.monitor.adaptive)
+    table, bundle = forecast_table(root, params.registry.name, alias, data, cutoff, params.monitor.adaptive, sampler, compiled)
+    if sampler != "ancestral":
+        from tasks.sampling import log_sampling, sampling_text
+
+        log_sampling(root, params.registry.experiment, bundle, sampler)
+        print(sampling_text(bundle), file=sys.stderr)
     if output is not None:
         write_forecast(table, output)
     if as_json:

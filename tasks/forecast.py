@@ -15,23 +15,35 @@ from tasks.ingest import validate_panel
 from tasks.monitor_state import MONITOR, Tracker
 from tasks.prepare import INGESTED
 from tasks.registry import load_version, version_behind
+from tasks.sampling import use_sampler
 from tasks.sources import read_table
 
 PANEL = INGESTED / "panel.parquet"
 
 
 def forecast_table(
-    root: Path, name: str, alias: str, data: Path | None = None, cutoff: str | None = None, adaptive: Method = "aci"
+    root: Path,
+    name: str,
+    alias: str,
+    data: Path | None = None,
+    cutoff: str | None = None,
+    adaptive: Method = "aci",
+    sampler: str = "ancestral",
+    compiled: bool = False,
 ) -> tuple[pd.DataFrame, Bundle]:
     """Forecast from the end of every series of the ingested panel, or of ``data``, or as of ``cutoff``.
 
     Forecasts from the end of the ingested panel have live intervals as well, where `weatherglass monitor` has begun to keep
-    them by the method ``adaptive``.
+    them by the method ``adaptive``. ``sampler`` says how members that sample paths of bins draw them, ``compiled`` whether in
+    compiled steps.
 
-    Raises UserError where there is no such model, the data is not valid or a future covariate is missing.
+    Raises UserError where there is no such model, the data is not valid, a future covariate is missing, or the sampler wants
+    drafts that there are not.
     """
     version, digest = version_behind(name, alias)
     bundle = load_version(name, version, digest)
+    if sampler != "ancestral":
+        use_sampler(root, f"{name}-{version}", digest, bundle, sampler, compiled)
     if data is None:
         live = live_intervals(root, f"{name}-{version}", digest, bundle, adaptive) if cutoff is None else None
         return bundle.forecast(with_future_rows(ingested_panel(root), bundle.encoding, cutoff), live), bundle

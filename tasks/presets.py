@@ -104,7 +104,8 @@ def _with_heads(tree: dict[str, Any], listed: Any) -> dict[str, Any]:
     if not isinstance(forecasters, Mapping) or not isinstance(listed, list | tuple):
         return tree
     blocks = {family: dict(block) for family, block in forecasters.items() if isinstance(block, Mapping)}
-    heads = {family: blocks.get(family, {}).get("head") for family in WITH_LOGITS if family in listed}
+    direct = [family for family in WITH_LOGITS if blocks.get(family, {}).get("decoding", "direct") == "direct"]
+    heads = {family: blocks.get(family, {}).get("head") for family in direct if family in listed}
     for block in blocks.values():
         if block.get("head", "") is None:
             del block["head"]
@@ -120,13 +121,25 @@ def categorical_families(params: Params) -> tuple[str, ...]:
     return tuple(
         family
         for family in WITH_LOGITS
-        if family in params.families and getattr(params.forecasters, family).head == "categorical"
+        if family in params.families
+        and getattr(params.forecasters, family).head == "categorical"
+        and not samples_paths(family, getattr(params.forecasters, family))
     )
 
 
+def samples_paths(family: str, config: Any) -> bool:
+    """Whether a family forecasts by sampled paths, step after step, in place of all steps at once."""
+    return family in ("deepar", "wavenet") or getattr(config, "decoding", "direct") == "paths"
+
+
 def keeps_dropout(family: str, config: Any) -> bool:
-    """Whether a family's network has a layer that MC dropout can keep on; DeepAR's lie between its LSTM layers."""
-    return getattr(config, "dropout", 0.0) > 0.0 and (family != "deepar" or config.layers > 1)
+    """Whether a family's network has a layer that MC dropout can keep on; DeepAR's lie between its LSTM layers.
+
+    One mask a path is kept by the samplers of WaveNet and of DeepAR with its normal likelihood alone.
+    """
+    if family == "deepar" and (config.layers == 1 or config.head == "categorical"):
+        return False
+    return getattr(config, "dropout", 0.0) > 0.0 and getattr(config, "decoding", "direct") == "direct"
 
 
 def dropout_families(params: Params, families: tuple[str, ...]) -> tuple[str, ...]:
@@ -138,8 +151,13 @@ def why_no_dropout(params: Params, family: str) -> str:
     """Why MC dropout cannot serve a family, as a clause."""
     if family == "gradient_boosting":
         return "gradient_boosting has no stochastic layer"
-    if getattr(params.forecasters, family).dropout == 0.0:
+    config = getattr(params.forecasters, family)
+    if config.dropout == 0.0:
         return f"forecasters.{family}.dropout is 0"
+    if getattr(config, "decoding", "direct") == "paths":
+        return f"forecasters.{family}.decoding is paths, along which its network does not keep one mask"
+    if family == "deepar" and config.head == "categorical":
+        return "forecasters.deepar.head is categorical, and along the paths of bins its network does not keep one mask"
     return f"forecasters.{family}.layers is 1, which leaves no layer to drop between"
 
 

@@ -7,13 +7,29 @@ that go on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-__all__ = ["State", "StateSpec", "StreamingBackbone", "check_state", "extend", "fork", "gather", "zero_state"]
+__all__ = [
+    "Recorded",
+    "Sliding",
+    "State",
+    "StateSpec",
+    "StreamingBackbone",
+    "Trail",
+    "check_state",
+    "extend",
+    "fork",
+    "gather",
+    "recurrence",
+    "roll_back",
+    "trail",
+    "trail_reference",
+    "zero_state",
+]
 
 State = tuple[Tensor, ...]
 """Everything a backbone remembers of the past; the batch is dimension 0 of each tensor."""
@@ -108,3 +124,70 @@ def extend(backbone: StreamingBackbone, x: Tensor, state: State) -> tuple[Tensor
         y_t, state = backbone.step(x_t, state)
         outputs.append(y_t)
     return torch.stack(outputs, dim=1), state
+
+
+class Recorded(NamedTuple):
+    """A state's tensor before a piece of T steps and after each of them, ``(B, T + 1, ...)``."""
+
+    values: Tensor
+
+    def at(self, count: Tensor) -> Tensor:
+        """The tensor of each row after ``count`` (B,) steps."""
+        return self.values[torch.arange(len(count), device=count.device), count]
+
+
+class Sliding(NamedTuple):
+    """A state's tensor that holds the last `size` inputs along `axis`, and the T inputs of a piece after them."""
+
+    values: Tensor
+    size: int
+    axis: int
+
+    def at(self, count: Tensor) -> Tensor:
+        """The tensor of each row after ``count`` (B,) steps."""
+        first = int(count[0])
+        if len(count) == 1 or bool((count == first).all()):
+            return self.values.narrow(self.axis, first, self.size)
+        moved = self.values.movedim(self.axis, 1)
+        step = count[:, None] + torch.arange(self.size, device=count.device)
+        return moved[torch.arange(len(count), device=count.device)[:, None], step].movedim(1, self.axis)
+
+
+Trail = tuple[Recorded | Sliding, ...]
+"""What each tensor of a state was after any number of the steps of a piece: what `roll_back` goes back to."""
+
+
+def roll_back(followed: Trail, count: Tensor) -> State:
+    """The state of each row after the first ``count`` (B,) int64 of the piece's steps, 0 to T, each row its own number."""
+    return tuple(part.at(count) for part in followed)
+
+
+def trail_reference(backbone: StreamingBackbone, x: Tensor, state: State) -> tuple[Tensor, Trail]:
+    """What `trail` computes, one step after another, every state kept whole."""
+    outputs, states = [], [state]
+    for x_t in x.unbind(1):
+        y_t, state = backbone.step(x_t, state)
+        outputs.append(y_t)
+        states.append(state)
+    return torch.stack(outputs, dim=1), tuple(Recorded(torch.stack(parts, dim=1)) for parts in zip(*states, strict=True))
+
+
+def trail(backbone: StreamingBackbone, x: Tensor, state: State) -> tuple[Tensor, Trail]:
+    """Feed (batch, time >= 1, width) from `state` on: outputs (batch, time, width), and the state after any of the steps.
+
+    Takes the backbone's own `trail`, one pass over a short piece, where it has one, and else one step after another.
+    """
+    own: Callable[[Tensor, State], tuple[Tensor, Trail]] | None = getattr(backbone, "trail", None)
+    return trail_reference(backbone, x, state) if own is None else own(x, state)
+
+
+def recurrence(decay: Tensor, increment: Tensor, state: Tensor) -> Tensor:
+    """States (B, T + 1, ...) of h[t] = decay[t] h[t - 1] + increment[t], the first of them `state` (B, ...).
+
+    For a short piece whose every state is wanted: one fused operation a step. `increment` is (B, T, ...), `decay` such that
+    ``decay[:, t]`` broadcasts against it.
+    """
+    states = [state]
+    for factor, added in zip(decay.unbind(1), increment.unbind(1), strict=True):
+        states.append(torch.addcmul(added, factor, states[-1]))
+    return torch.stack(states, dim=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -46,11 +46,16 @@ class TFTConfig(ForecasterConfig):
 
 
 class DeepARConfig(ForecasterConfig):
-    """DeepAR (Salinas et al., 2020): LSTM width and layers, and the sampled paths of a forecast."""
+    """DeepAR (Salinas et al., 2020): LSTM width and layers, its head, and the sampled paths of a forecast.
+
+    With a categorical head it forecasts ``bins`` of the target, and can be sampled speculatively.
+    """
 
     hidden_size: Count = 48
     layers: Count = 2
     dropout: Dropout = 0.1
+    head: Literal["normal", "categorical"] = "normal"
+    bins: Annotated[int, Field(ge=4)] = 64
     paths: Annotated[int, Field(ge=2)] = 100
 
 
@@ -60,7 +65,25 @@ class DirectConfig(ForecasterConfig):
     head: DirectHead = "quantile"
 
 
-class TCNConfig(DirectConfig):
+class StreamingConfig(DirectConfig):
+    """What families with a backbone that streams have besides: forecasts of all steps at once, or sampled paths.
+
+    ``bins`` and ``paths`` matter for ``decoding: paths`` alone, whose head is categorical unless another is named.
+    """
+
+    decoding: Literal["direct", "paths"] = "direct"
+    bins: Annotated[int, Field(ge=4)] = 64
+    paths: Annotated[int, Field(ge=2)] = 100
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paths_are_of_bins(cls, block: Any) -> Any:
+        if isinstance(block, dict) and block.get("decoding") == "paths" and block.get("head") is None:
+            return {**block, "head": "categorical"}
+        return block
+
+
+class TCNConfig(StreamingConfig):
     """Temporal convolutional network (Bai et al., 2018): channels, dilation levels, taps of a filter."""
 
     width: Count = 48
@@ -79,7 +102,7 @@ class TiDEConfig(DirectConfig):
     max_epochs: Count = 16
 
 
-class MambaConfig(DirectConfig):
+class MambaConfig(StreamingConfig):
     """Mamba (Gu and Dao, 2023): model width, blocks, state size N, convolution taps, expansion of the inner width."""
 
     width: Count = 48
@@ -106,7 +129,7 @@ class WaveNetConfig(ForecasterConfig):
     batch_size: Count = 64
 
 
-class S4DConfig(DirectConfig):
+class S4DConfig(StreamingConfig):
     """S4D (Gu et al., 2022): model width, blocks, states of a channel, their initial spectrum and discretisation."""
 
     width: Count = 48

@@ -22,6 +22,11 @@ def build_forecaster(family: str, schema: PanelSchema, config: Any) -> Forecaste
         from models.forecasters.tft import TFT
 
         return TFT(schema, config)
+    if is_binned_lstm(family, config):
+        from models.forecasters.lstm import LSTMBackbone
+
+        lstm = LSTMBackbone(config.hidden_size, config.layers, config.dropout)
+        return _autoregressive(schema, config.hidden_size, lstm, config)
     if family == "deepar":
         from models.forecasters.deepar import DeepAR
 
@@ -36,14 +41,30 @@ def build_forecaster(family: str, schema: PanelSchema, config: Any) -> Forecaste
         return GradientBoosting(schema)
     if family == "wavenet":
         from models.forecasters.wavenet import WaveNet, WaveNetBackbone
-        from models.heads import build_head
 
         wavenet = WaveNetBackbone(config.width, config.levels, config.stacks, config.kernel_size, config.dropout)
-        options = {"bins": config.bins} if config.head == "categorical" else {}
-        return WaveNet(schema, config.width, wavenet, build_head(config.head, config.width, **options), config.paths)
+        return _autoregressive(schema, config.width, wavenet, config, WaveNet)
     if family not in FAMILIES:
         raise ValueError(f"'{family}' is not a family; there are {', '.join(FAMILIES)}")
+    if config.decoding == "paths":
+        return _autoregressive(schema, config.width, build_backbone(family, config), config)
     return SequenceForecaster(schema, config.width, build_backbone(family, config), config.head)
+
+
+def is_binned_lstm(family: str, config: Any) -> bool:
+    """Whether the family is DeepAR's with bins in place of its normal likelihood."""
+    return family == "deepar" and config.head == "categorical"
+
+
+def _autoregressive(schema: PanelSchema, width: int, backbone: Any, config: Any, kind: Any = None) -> Forecaster:
+    from models.forecasters.autoregressive import Autoregressive
+    from models.heads import build_head
+
+    options = {"bins": config.bins} if config.head == "categorical" else {}
+    forecaster: Forecaster = (kind or Autoregressive)(
+        schema, width, backbone, build_head(config.head, width, **options), config.paths
+    )
+    return forecaster
 
 
 def build_backbone(family: str, config: Any):  # type: ignore[no-untyped-def]

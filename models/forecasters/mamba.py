@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.decoding.streaming import State, StateSpec
+from models.decoding.streaming import Recorded, Sliding, State, StateSpec, Trail
 from models.layers.causal_conv import CausalConv1d
-from models.layers.selective_scan import selective_scan, selective_scan_from, selective_scan_step
+from models.layers.selective_scan import selective_scan, selective_scan_from, selective_scan_step, selective_scan_trail
 from models.layers.state_space import (
     ResidualStack,
     SequenceMixer,
@@ -108,6 +108,14 @@ class MambaBlock(SequenceMixer):
         u = functional.silu(mixed.transpose(1, 2))
         y, hidden = selective_scan_from(hidden, *self._coefficients(u))
         return self._output(y, gate), (past, hidden)
+
+    def trail(self, x: Tensor, state: State) -> tuple[Tensor, Trail]:
+        """As `extend`, for a short piece, with the state after any of its steps."""
+        past, hidden = state
+        u, gate = self.in_proj(x).chunk(2, dim=-1)
+        mixed, read = self.convolution.follow(u.transpose(1, 2), past)
+        y, states = selective_scan_trail(hidden, *self._coefficients(functional.silu(mixed.transpose(1, 2))))
+        return self._output(y, gate), (Sliding(read, past.shape[2], 2), Recorded(states))
 
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         """As `extend` for the one step (batch, width)."""

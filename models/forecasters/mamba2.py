@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.decoding.streaming import State, StateSpec, zero_state
+from models.decoding.streaming import Recorded, Sliding, State, StateSpec, Trail, zero_state
 from models.layers.causal_conv import CausalConv1d
-from models.layers.ssd import ssd, ssd_step
+from models.layers.ssd import ssd, ssd_step, ssd_trail
 from models.layers.state_space import (
     ResidualStack,
     SequenceMixer,
@@ -102,6 +102,15 @@ class Mamba2Block(SequenceMixer):
         coefficients = self._coefficients(mixed.transpose(1, 2), dt)
         y, hidden = ssd(*coefficients, hidden)
         return self._output(y, coefficients[0], gate), (past, hidden)
+
+    def trail(self, x: Tensor, state: State) -> tuple[Tensor, Trail]:
+        """As `extend`, for a short piece, with the state after any of its steps."""
+        past, hidden = state
+        gate, mixed, dt = self.in_proj(x).split(self.projected, dim=-1)
+        mixed, read = self.convolution.follow(mixed.transpose(1, 2), past)
+        coefficients = self._coefficients(mixed.transpose(1, 2), dt)
+        y, states = ssd_trail(*coefficients, hidden)
+        return self._output(y, coefficients[0], gate), (Sliding(read, past.shape[2], 2), Recorded(states))
 
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         """As `extend` for the one step (batch, width)."""

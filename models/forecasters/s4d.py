@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.decoding.streaming import State, StateSpec
+from models.decoding.streaming import Recorded, State, StateSpec, Trail
 from models.layers.s4d import S4D
 from models.layers.state_space import ResidualStack, SequenceMixer, check_sizes
 
@@ -54,6 +54,11 @@ class S4DBlock(SequenceMixer):
         """As `forward`, going on from `state`; also the state after the last step."""
         y, hidden = self.ssm.extend(x, state[0])
         return self._mix(y), (hidden,)
+
+    def trail(self, x: Tensor, state: State) -> tuple[Tensor, Trail]:
+        """As `extend`, for a short piece, with the state after any of its steps."""
+        y, states = self.ssm.trail(x, state[0])
+        return self._mix(y), (Recorded(states),)
 
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         """As `extend` for the one step (batch, width)."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from models.decoding.streaming import State, StateSpec, check_state, zero_state
+from models.decoding.streaming import Sliding, State, StateSpec, Trail, check_state, zero_state
 from models.layers.causal_conv import CausalConv1d, receptive_field
 from models.layers.causal_residual import Convolution, causal_residual, keep_channels
 
@@ -56,6 +56,12 @@ class TCNBlock(nn.Module):
         y, second_past = self.second.extend(y, second_past)
         y = self.second_dropout(functional.relu(y))
         return functional.relu(x + y), first_past, second_past
+
+    def follow(self, x: Tensor, first_past: Tensor, second_past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`extend` for a short piece, with all that each convolution has read in place of the pasts that follow."""
+        y, first_read = self.first.follow(x, first_past)
+        y, second_read = self.second.follow(self.first_dropout(functional.relu(y)), second_past)
+        return functional.relu(x + self.second_dropout(functional.relu(y))), first_read, second_read
 
     def step(self, x_t: Tensor, first_past: Tensor, second_past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`extend` by one step, (batch, width) -> (batch, width)."""
@@ -157,6 +163,15 @@ class TCNBackbone(nn.Module):
             x, *pasts = cast(TCNBlock, block).extend(x, first, second)
             after += pasts
         return x.transpose(1, 2), tuple(after)
+
+    def trail(self, x: Tensor, state: State) -> tuple[Tensor, Trail]:
+        """`extend` for a short piece that may be rolled back, see `models.decoding.streaming.trail`."""
+        check_state(state, self._specs, x.shape[0])
+        x, followed = x.transpose(1, 2), []
+        for block, first, second in zip(self.blocks, state[::2], state[1::2], strict=True):
+            x, *read = cast(TCNBlock, block).follow(x, first, second)
+            followed += [Sliding(values, first.shape[2], 2) for values in read]
+        return x.transpose(1, 2), tuple(followed)
 
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         """`extend` by one step, (batch, width) -> (batch, width); its cost does not grow with what came before."""

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.decoding.streaming import State, StateSpec, check_state, zero_state
-from models.forecasters.base import CategoryEmbedding, Forecaster, Prediction, align_right
+from models.decoding.streaming import Sliding, State, StateSpec, Trail, check_state, zero_state
+from models.forecasters.autoregressive import Autoregressive
 from models.forecasters.wavenet_paths import PathCache
-from models.heads import CategoricalHead, Head
 from models.layers.causal_conv import CausalConv1d, receptive_field
-from models.panel import Batch, PanelSchema
-from models.predictive import sample_quantiles
+from models.layers.packed import PackedLinear
 
 __all__ = ["WaveNet", "WaveNetBackbone", "WaveNetBlock"]
-
-ROWS_AT_A_TIME = 8192
-"""Paths that are sampled together: enough that a step's arithmetic outweighs its calls, few enough to bound the memory."""
 
 
 class WaveNetBlock(nn.Module):
@@ -45,6 +41,11 @@ class WaveNetBlock(nn.Module):
         self.dropout = nn.Dropout1d(dropout)
         self.mix = nn.Conv1d(width, width if last else 2 * width, 1)
         self.width, self.last = width, last
+        self._mix: nn.Module | None = None
+
+    def freeze(self) -> None:
+        """Pack the weights once and for all, for a copy of which they change no more."""
+        self._mix = PackedLinear(self.mix.weight[:, :, 0], self.mix.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map (batch, width, time) to the next block's input and the skip, both (batch, width, time)."""
@@ -55,6 +56,11 @@ class WaveNetBlock(nn.Module):
         gates, past = self.convolution.extend(x, past)
         return *self._gate(x, gates), past
 
+    def follow(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`extend` for a short piece, with all that the convolution has read in place of the past that follows."""
+        gates, read = self.convolution.follow(x, past)
+        return *self._gate(x, gates), read
+
     def step(self, x_t: Tensor, past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`extend` by one step, (batch, width) -> (batch, width)."""
         gates, past = self.convolution.step(x_t, past)
@@ -63,7 +69,8 @@ class WaveNetBlock(nn.Module):
 
     def _gate(self, x: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
         filtered, gate = gates.chunk(2, dim=1)
-        mixed = self.mix(self.dropout(torch.tanh(filtered) * torch.sigmoid(gate)))
+        unit = self.dropout(torch.tanh(filtered) * torch.sigmoid(gate))
+        mixed = self.mix(unit) if self._mix is None else self._mix(unit.transpose(1, 2)).transpose(1, 2)
         return (x if self.last else x + mixed[:, : self.width]), mixed[:, -self.width :]
 
 
@@ -148,6 +155,16 @@ class WaveNetBackbone(nn.Module):
             after.append(past)
         return self.finish(sum(skips[1:], skips[0]).transpose(1, 2)), tuple(after)
 
+    def trail(self, x: Tensor, state: State) -> tuple[Tensor, Trail]:
+        """`extend` for a short piece that may be rolled back, see `models.decoding.streaming.trail`."""
+        check_state(state, self._specs, x.shape[0])
+        x, skips, followed = x.transpose(1, 2), [], []
+        for block, past in zip(self.blocks, state, strict=True):
+            x, skip, read = cast(WaveNetBlock, block).follow(x, past)
+            skips.append(skip)
+            followed.append(Sliding(read, past.shape[2], 2))
+        return self.finish(sum(skips[1:], skips[0]).transpose(1, 2)), tuple(followed)
+
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         """`extend` by one step, (batch, width) -> (batch, width); its cost does not grow with what came before."""
         check_state(state, self._specs, x_t.shape[0])
@@ -159,118 +176,10 @@ class WaveNetBackbone(nn.Module):
         return self.finish(skips), tuple(after)
 
 
-class WaveNet(Forecaster):
-    """Autoregressive WaveNet with any head: each step reads the target one step earlier and what is known of its own.
-
-    Learns by teacher forcing on every step of history and horizon at once, and is judged on the horizon. Forecasts by
-    ancestral sampling with cached state. The head's location is a correction of a learned average of the target's lags.
-    Past-only covariates are left out: an autoregressive network would need them over the horizon.
-
-    Parameters
-    ----------
-    schema : PanelSchema
-    width : int
-        Of `backbone` and of the hidden states that `head` reads.
-    backbone : WaveNetBackbone
-    head : Head
-        By the paper, categorical.
-    paths : int
-        Sampled for a forecast, at least 2.
-    """
+class WaveNet(Autoregressive):
+    """Autoregressive WaveNet; by the paper its head is categorical. Paths advance in a `PathCache`."""
 
     paths_share_masks = False
-    batch_invariant = False
 
-    def __init__(self, schema: PanelSchema, width: int, backbone: WaveNetBackbone, head: Head, paths: int) -> None:
-        super().__init__()
-        if paths < 2:
-            raise ValueError(f"paths must be at least 2, got {paths}")
-        self.context, self.paths = schema.context, paths
-        self.known = list(schema.future_reals)
-        self.embedding = CategoryEmbedding(schema.all_categories)
-        self.project = nn.Linear(2 + len(self.known) + self.embedding.width, width)
-        self.backbone = backbone
-        self.head = head
-        self.n_lags = len(schema.lags)
-        self.lag_weights = nn.Parameter(torch.zeros(self.n_lags))
-
-    def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs without the previous target (B, T + H, I), the scaled target (B, T + H) and the base (B, T + H).
-
-        The first input marks steps whose previous target is padding; the target over the horizon is teacher's.
-        """
-        lengths, context = batch["encoder_lengths"], self.context
-        cont = torch.cat([align_right(batch["encoder_cont"], lengths, context), batch["decoder_cont"]], dim=1)
-        cat = torch.cat([align_right(batch["encoder_cat"], lengths, context), batch["decoder_cat"]], dim=1)
-        step = torch.arange(cont.shape[1], device=cont.device)
-        padding = (step[None] <= (context - lengths)[:, None])[..., None].to(cont.dtype)
-        inputs = torch.cat([padding, cont[..., self.known], self.embedding(cat).to(cont.dtype)], dim=-1)
-        lags = cont[..., cont.shape[-1] - self.n_lags :]
-        return inputs, cont[..., 0], (lags * self.lag_weights.softmax(0)).sum(-1)
-
-    def _teacher_forced(self, inputs: Tensor, target: Tensor) -> Tensor:
-        """Backbone inputs (B, S, width) from inputs (B, S, I) and the target one step earlier, zero before the first."""
-        previous = functional.pad(target[:, :-1], (1, 0))
-        return self.project(torch.cat([previous[..., None], inputs], dim=-1))
-
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean of the head's loss: over the whole window in training, over the horizon in evaluation."""
-        inputs, target, base = self._inputs(batch)
-        parameters = self.head(self.backbone(self._teacher_forced(inputs, target)), base)
-        loc, scale = batch["target_scale"].unbind(1)
-        first = 0 if self.training else self.context
-        lengths = batch["encoder_lengths"]
-        history = align_right(batch["encoder_target"][..., None], lengths, self.context)[..., 0]
-        truth = torch.cat([history, batch["decoder_target"]], dim=1)[:, first:]
-        losses = self.head.loss(parameters[:, first:], truth, loc, scale)
-        real = torch.arange(first, target.shape[1], device=target.device) >= (self.context - lengths)[:, None]
-        return torch.where(real, losses, 0.0).sum() / real.sum()
-
-    @torch.no_grad()
-    def fit_bins(self, batch: Batch) -> None:
-        """Place a categorical head's quantile bins by the horizon's scaled targets less their base; others stay."""
-        if isinstance(self.head, CategoricalHead):
-            _, target, base = self._inputs(batch)
-            self.head.fit((target - base)[:, self.context :])
-
-    @torch.no_grad()
-    def sample_paths(self, batch: Batch, paths: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Joint sample paths (B, paths, H) in the target's units, and features (B, width) at the last known step.
-
-        History is read once; then all paths of some windows advance together, one step at a time.
-        """
-        inputs, target, base = self._inputs(batch)
-        rows, length, _ = inputs.shape
-        known = self._teacher_forced(inputs[:, : self.context], target[:, : self.context])
-        state = self.backbone.initial_state(rows, known.device, known.dtype)
-        hidden, state = self.backbone.extend(known, state)
-        weight, bias = self.project.weight, self.project.bias
-        future = functional.linear(inputs[:, self.context :], weight[:, 1:], bias).permute(1, 2, 0)  # (H, width, B)
-        drawn = []
-        for piece in torch.arange(rows, device=inputs.device).split(max(1, ROWS_AT_A_TIME // paths)):
-            loc, scale = (part.repeat_interleave(paths) for part in batch["target_scale"][piece].unbind(1))
-            previous = target[piece, self.context - 1].repeat_interleave(paths)
-            forked = tuple(part[piece] for part in state)
-            cache = PathCache(self.backbone, forked, paths, length - self.context, self.paths_share_masks)
-            steps = []
-            for step, known in enumerate(future[:, :, piece, None]):
-                x_t = torch.addcmul(known, weight[:, :1, None], previous.view(len(piece), paths)).flatten(1)
-                guess = base[piece, self.context + step].repeat_interleave(paths)
-                values = self.head.draw(cache.step(x_t).t(), guess, loc, scale, generator)
-                previous = (values - loc) / scale
-                steps.append(values)
-            drawn.append(torch.stack(steps, dim=-1).view(len(piece), paths, -1))
-        return torch.cat(drawn), hidden[:, -1]
-
-    def encode(self, batch: Batch) -> Tensor:
-        inputs, target, _ = self._inputs(batch)
-        known = self._teacher_forced(inputs[:, : self.context], target[:, : self.context])
-        return self.backbone(known)[:, -1]
-
-    def target_paths(self, batch: Batch, paths: int) -> Tensor:
-        """Joint sample paths (B, paths, H) in the target's units."""
-        return self.sample_paths(batch, paths)[0]
-
-    def predict(self, batch: Batch) -> Prediction:
-        paths, features = self.sample_paths(batch, self.paths)
-        return Prediction(sample_quantiles(paths, self.levels), features)
+    def _advancing(self, state: State, paths: int, steps: int) -> Callable[[Tensor], Tensor]:
+        return PathCache(self.backbone, state, paths, steps, self.paths_share_masks).step

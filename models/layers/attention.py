@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.decoding.streaming import State, StateSpec
+from models.decoding.streaming import Recorded, Sliding, State, StateSpec, Trail
 from models.layers.state_space import SequenceMixer
 
 __all__ = ["CausalAttention"]
@@ -72,6 +72,18 @@ class CausalAttention(SequenceMixer):
 
     def extend(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """As `forward`, going on from `state`; also the state after the last step."""
+        output, keys, values = self._read(x, state)
+        time = x.shape[1]
+        return output, (keys[:, :, time:], values[:, :, time:], state[2] + time)
+
+    def trail(self, x: Tensor, state: State) -> tuple[Tensor, Trail]:
+        """As `extend`, with the state after any of the steps."""
+        output, keys, values = self._read(x, state)
+        seen = state[2][:, None] + torch.arange(x.shape[1] + 1, device=x.device)
+        return output, (Sliding(keys, self.window, 2), Sliding(values, self.window, 2), Recorded(seen))
+
+    def _read(self, x: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs, and keys and values of the cache and of `x` one after the other."""
         keys, values, seen = state
         query, key, value = self._heads(x)
         time, kept = x.shape[1], self.window
@@ -81,7 +93,7 @@ class CausalAttention(SequenceMixer):
         real = source >= kept - seen.clamp(max=kept)[:, None]  # (batch, window + time)
         mask = ((age >= 0) & (age < kept)) & real[:, None]
         attended = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask[:, None])
-        return self._output(attended), (keys[:, :, time:], values[:, :, time:], seen + time)
+        return self._output(attended), keys, values
 
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         """As `extend` for the one step (batch, width)."""

@@ -8,7 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
+
+from models.layers.packed import PackedLinear
 
 __all__ = ["CausalConv1d", "receptive_field"]
 
@@ -50,6 +52,29 @@ class CausalConv1d(nn.Module):
         self.padding = (kernel_size - 1) * dilation
         convolution = nn.Conv1d(in_channels, out_channels, kernel_size, dilation=dilation, groups=groups)
         self.convolution: nn.Module = parametrizations.weight_norm(convolution) if weight_norm else convolution
+        self._taps: nn.Module | None = None
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Compute what depends on the weights once and for all, for a copy of which they change no more."""
+        given = cast(nn.Conv1d, self.convolution)
+        if parametrize.is_parametrized(given):
+            sizes = (given.in_channels, given.out_channels, given.kernel_size[0])
+            plain = nn.Conv1d(*sizes, dilation=given.dilation[0], groups=given.groups).to(given.weight)
+            plain.weight.copy_(given.weight)
+            cast(Tensor, plain.bias).copy_(cast(Tensor, given.bias))
+            self.convolution = plain.requires_grad_(False)
+        if given.groups == 1:
+            self._taps = PackedLinear(*self._tap_weights())
+
+    def _tap_weights(self) -> tuple[Tensor, Tensor | None]:
+        """Weight (out_channels, kernel_size in_channels), tap after tap, and bias, of one product with all taps."""
+        convolution = cast(nn.Conv1d, self.convolution)
+        return convolution.weight.transpose(1, 2).flatten(1), convolution.bias
+
+    def _of_taps(self, taps: Tensor) -> Tensor:
+        """Outputs (..., out_channels) from the inputs of all taps (..., kernel_size in_channels)."""
+        return functional.linear(taps, *self._tap_weights()) if self._taps is None else cast(Tensor, self._taps(taps))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, in_channels, time) to (batch, out_channels, time)."""
@@ -65,11 +90,26 @@ class CausalConv1d(nn.Module):
         window = torch.cat([past, x], dim=2)
         return self.convolution(window), window[:, :, window.shape[2] - self.padding :]
 
+    def follow(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """`extend` for a short piece, by one matrix product; in place of the past that follows, all that was read.
+
+        That is (batch, in_channels, (kernel_size - 1) dilation + time): the past after t steps begins at its t-th place.
+        """
+        window = torch.cat([past, x], dim=2)
+        convolution = cast(nn.Conv1d, self.convolution)
+        if convolution.groups != 1:
+            return self.convolution(window), window
+        time, (dilation,) = x.shape[2], convolution.dilation
+        taps = torch.cat([window[:, :, tap : tap + time] for tap in range(0, self.padding + 1, dilation)], dim=1)
+        return self._of_taps(taps.transpose(1, 2)).transpose(1, 2), window
+
     def step(self, x_t: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         """`extend` by one step as a matrix product, (batch, in_channels) -> (batch, out_channels)."""
         window = torch.cat([past, x_t[:, :, None]], dim=2)
         convolution = cast(nn.Conv1d, self.convolution)
         taps, weight, bias = window[:, :, :: convolution.dilation[0]], convolution.weight, convolution.bias
+        if self._taps is not None:
+            return self._of_taps(taps.transpose(1, 2).flatten(1)), window[:, :, 1:]
         if convolution.groups == 1:
             return functional.linear(taps.flatten(1), weight.flatten(1), bias), window[:, :, 1:]
         taps = taps.reshape(len(taps), convolution.groups, -1)

@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.decoding.streaming import StateSpec
+from models.decoding.streaming import StateSpec, recurrence
 from models.layers.state_space import log_uniform_step, spare_from_weight_decay
 
 __all__ = [
@@ -168,6 +168,7 @@ class S4D(nn.Module):
         parts = self.B.shape[-1]
         self.C = nn.Parameter(torch.randn(width, self.states, parts) * parts**-0.5)
         self.D = nn.Parameter(torch.randn(width))
+        self._frozen: tuple[Tensor, Tensor, Tensor] | None = None
         self.undecayed = ("log_step", "log_decay", "B", "D", *(("frequency",) if self.complex else ()))
         spare_from_weight_decay(self)
 
@@ -178,10 +179,17 @@ class S4D(nn.Module):
 
     def coefficients(self) -> tuple[Tensor, Tensor, Tensor]:
         """Abar, Bbar and C, each (width, M); C carries the factor 2 of conjugate pairs."""
+        if self._frozen is not None:
+            return self._frozen
         decay = -torch.exp(self.log_decay)
         A = decay if self.frequency is None else torch.complex(decay, self.frequency)
         decays, inputs = discretise(A, _from_real(self.B), torch.exp(self.log_step)[:, None], self.discretisation)
         return decays, inputs, _from_real(self.C) * (2 if self.complex else 1)
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Compute `coefficients` once and for all, for a copy of which the weights change no more."""
+        self._frozen = self.coefficients()
 
     def kernel(self, length: int) -> Tensor:
         """K[l] = C Abar^l Bbar for l < `length`, real (width, length)."""
@@ -209,6 +217,12 @@ class S4D(nn.Module):
             kernel = torch.matmul((outputs * inputs)[:, None], factors).squeeze(1).real
             y = causal_fft_convolution(u.transpose(1, 2), kernel).transpose(1, 2) + remembered.permute(1, 2, 0)
             return y + self.D * u, last.transpose(0, 1)
+
+    def trail(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Recurrent mode over a short piece (batch, time, width): outputs, and all states (batch, time + 1, width, M)."""
+        decays, inputs, outputs = self.coefficients()
+        states = recurrence(decays.expand(1, u.shape[1], -1, -1), inputs * u[..., None], state)
+        return (states[:, 1:] * outputs).sum(-1).real + self.D * u, states
 
     def step(self, u_t: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Recurrent mode, one step: `u_t` (batch, width), `state` (batch, width, M), which is not written to."""

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from models.decoding.streaming import recurrence
+
 __all__ = [
     "CHUNK",
     "resolve_backend",
@@ -190,6 +192,15 @@ def selective_scan_step(
     increment = (delta * u)[:, :, None] * B[:, None, :]
     state = torch.addcmul(increment, torch.exp(delta[:, :, None] * A), state)
     return torch.matmul(state, C[:, :, None]).squeeze(-1) + D * u, state
+
+
+def selective_scan_trail(
+    state: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`selective_scan_from` over a short piece, with all its states (batch, time + 1, channel, state), `state` the first."""
+    increment = (delta * u)[..., None] * B[:, :, None, :]
+    states = recurrence(torch.exp(delta[..., None] * A), increment, state)
+    return torch.matmul(states[:, 1:], C[..., None]).squeeze(-1) + D * u, states
 
 
 def _check(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> None:

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["CHUNK", "ssd", "ssd_reference", "ssd_step"]
+from models.decoding.streaming import recurrence
+
+__all__ = ["CHUNK", "ssd", "ssd_reference", "ssd_step", "ssd_trail"]
 
 CHUNK = 16
 """Steps of a chunk: work within chunks grows with it, the number of sequential steps falls with it."""
@@ -40,6 +42,13 @@ def ssd_step(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: T
     increment = (delta[:, :, None] * x)[..., None] * B[:, None, None, :]
     state = torch.addcmul(increment, torch.exp(delta * A)[:, :, None, None], state)
     return torch.matmul(state, C[:, None, :, None]).squeeze(-1), state
+
+
+def ssd_trail(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """SSD over a short piece, with all its states (batch, time + 1, head, channel, state), `state` the first."""
+    increment = (delta[..., None] * x)[..., None] * B[:, :, None, None, :]
+    states = recurrence(torch.exp(delta * A)[..., None, None], increment, state)
+    return torch.matmul(states[:, 1:], C[:, :, None, :, None]).squeeze(-1), states
 
 
 def ssd(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from models.decoding.streaming import State, StateSpec, check_state, zero_state
+from models.decoding.streaming import State, StateSpec, Trail, check_state, zero_state
 
 __all__ = [
     "STEP_RANGE",
@@ -83,6 +83,10 @@ class SequenceMixer(nn.Module, ABC):
         """As `forward`, going on from `state`; also the state after the last step."""
 
     @abstractmethod
+    def trail(self, x: Tensor, state: State) -> tuple[Tensor, Trail]:
+        """As `extend`, for a short piece, with the state after any of its steps; see `models.decoding.streaming.trail`."""
+
+    @abstractmethod
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         """As `extend` for the one step (batch, width)."""
 
@@ -106,6 +110,11 @@ class _ResidualBlock(nn.Module):
         mixer = cast(SequenceMixer, self.block)
         y, state = (mixer.step if x.ndim == 2 else mixer.extend)(self.norm(x), state)
         return x + self.dropout(y), state
+
+    def trail(self, x: Tensor, state: State) -> tuple[Tensor, Trail]:
+        """Go on from `state` with a piece (batch, time, width) that may be rolled back."""
+        y, followed = cast(SequenceMixer, self.block).trail(self.norm(x), state)
+        return x + self.dropout(y), followed
 
 
 class ResidualStack(nn.Module):
@@ -173,6 +182,18 @@ class ResidualStack(nn.Module):
         if x.ndim != 3 or x.shape[1] < 1:
             raise ValueError(f"x must be (batch, time >= 1, {self.width}), got {tuple(x.shape)}")
         return self._advance(x, state)
+
+    def trail(self, x: Tensor, state: State) -> tuple[Tensor, Trail]:
+        """`extend` for a short piece that may be rolled back, see `models.decoding.streaming.trail`."""
+        check_state(state, self._specs, x.shape[0])
+        followed: Trail = ()
+        start = 0
+        for block, count in zip(self.blocks, self._counts, strict=True):
+            x, new = cast(_ResidualBlock, block).trail(x, state[start : start + count])
+            followed += new
+            start += count
+        output: Tensor = self.norm(x)
+        return output, followed
 
     def _advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         if x.shape[-1] != self.width:

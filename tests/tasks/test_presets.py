@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 from flows.pipeline import preset_line
 from models.forecasters.factory import FAMILIES, build_forecaster
@@ -212,6 +213,16 @@ def test_the_energy_alarm_takes_one_head_and_none_that_is_set_or_absent() -> Non
     none = of("ood", families=["tft", "wavenet", "gradient_boosting"])
     assert energy_family(none) is None
     assert "told by distances alone" in alarm_record(none, None)["fallback"]
+
+
+def test_families_that_sample_paths_of_bins_serve_neither_the_energy_alarm_nor_mc_dropout() -> None:
+    paths = of("ood", families=["mamba", "tcn"], forecasters={"mamba": {"head": None, "decoding": "paths"}})
+    assert (paths.forecasters.mamba.head, paths.forecasters.tcn.head) == ("categorical", "categorical")
+    assert energy_family(paths) == "tcn"
+    with pytest.raises(ValidationError, match=r"forecasters\.mamba\.decoding is paths, along which"):
+        of("quick", families=["mamba"], forecasters={"mamba": {"decoding": "paths"}})
+    with pytest.raises(ValidationError, match=r"forecasters\.deepar\.head is categorical"):
+        of("quick", families=["deepar"], forecasters={"deepar": {"head": "categorical"}})
 
 
 def new_series() -> pd.DataFrame:
