@@ -159,16 +159,21 @@ class Client(threading.Thread):
 
 
 def same(answer: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
-    """Whether an answer is the right one: the same columns, times and flags, numbers but for rounding."""
+    """Whether an answer is the right one: the same columns, times and flags, numbers but for rounding.
+
+    Rounding is that of a column's largest value: a bound that crosses zero has the error of the bounds beside it.
+    """
     if answer.keys() != right.keys():
         return False
-    numbers = [name for name in right if name not in ("unique_id", "ds", "cutoff", "is_ood", "abstain")]
-    if any(answer[name] != right[name] for name in ("ds", "cutoff", "is_ood", "abstain")):
+    exact = ("ds", "cutoff", "is_ood", "abstain")
+    if any(answer[name] != right[name] for name in exact):
         return False
-    found, asked = (
-        np.concatenate([np.atleast_1d(np.array(each[name], dtype=np.float64)) for name in numbers]) for each in (answer, right)
-    )
-    return found.shape == asked.shape and bool(np.allclose(found, asked, rtol=RTOL, atol=ATOL, equal_nan=True))
+    for name in right.keys() - {"unique_id", *exact}:
+        found, asked = (np.atleast_1d(np.array(each[name], dtype=np.float64)) for each in (answer, right))
+        error = ATOL + RTOL * np.nanmax(np.abs(asked), initial=0.0)
+        if found.shape != asked.shape or not np.allclose(found, asked, rtol=0.0, atol=error, equal_nan=True):
+            return False
+    return True
 
 
 def wrong(sent: Sent, right: Mapping[str, Answers]) -> str:
