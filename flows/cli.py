@@ -169,6 +169,31 @@ def tune(
 
 
 @app.command()
+def project(
+    embeddings: Annotated[Optional[Path], typer.Option(help="A matrix of your own, a row a point, as .npy.")] = None,  # noqa: UP045
+    labels: Annotated[Optional[Path], typer.Option(help="CSV whose columns colour the points, a row for each.")] = None,  # noqa: UP045
+    new: Annotated[Optional[Path], typer.Option(help="A second matrix, to be placed on the map of the first.")] = None,  # noqa: UP045
+    output: Annotated[Path, typer.Option(help="Folder for the page, coordinates and guards.")] = Path("projection"),
+    neighbors: Annotated[
+        list[int] | None, typer.Option(help="Neighbourhood size, once for each.", show_default="15 and 50")
+    ] = None,
+    method: Annotated[Optional[list[str]], typer.Option(help="pca, tsne or umap, once for each.", show_default="all")] = None,  # noqa: UP045
+    metric: Annotated[
+        Literal["auto", "euclidean", "cosine"],
+        typer.Option(help="How rows are compared; auto: cosine where all have length 1."),
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same maps.", min=0)] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the guards as JSON on stdout.")] = False,
+    root: Root = Path("."),
+) -> None:
+    """Draw maps by PCA, t-SNE and UMAP, and say how far to believe them; without --embeddings, of the project's windows."""
+    from flows.project import run_project
+
+    sizes, methods = neighbors or [15, 50], method or ["pca", "tsne", "umap"]
+    raise typer.Exit(run_project(root, embeddings, labels, new, output, sizes, methods, metric, seed, as_json))
+
+
+@app.command()
 def report(root: Root = Path(".")) -> None:
     """Print where the report is, and the leaderboard of the last run."""
     from tasks.evaluate import METRICS, load_metrics

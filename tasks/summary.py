@@ -25,6 +25,18 @@ def leaderboard_text(metrics: dict[str, float]) -> str:
     return "\n".join("  ".join(row[name].ljust(widths[name]) for name in header).rstrip() for row in [header, *rows])
 
 
+def guards_text(guards: dict[str, Any]) -> str:
+    """How far maps may be believed, a row a map, and what was done before they were drawn."""
+    names = list(next(iter(guards["maps"].values())))
+    rows = [["map", *names], *([key, *(f"{row[name]:.3f}" for name in names)] for key, row in guards["maps"].items())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, "", *guards["notes"], CAUTION])
+
+
+CAUTION = "In t-SNE and UMAP the size of a group and the space between groups mean little."
+
+
 def receipt_text(receipt: dict[str, Any]) -> str:
     """What was registered, and how it compares with the champion where it is a challenger."""
     if receipt["version"] is None:
