@@ -28,19 +28,29 @@ def run_project(
     as_json: bool,
 ) -> int:
     """Draw a user's matrix, or the project's stage where none is given; returns the exit code."""
-    import json
+    from flows.outcome import aside, tell
+    from tasks.projection.run import GUARDS, MAP, PROJECTION
 
     if embeddings is None:
         from flows.pipeline import run_pipeline
+        from tasks.files import read_json
 
-        return run_pipeline(root, ("project",), force=False)
+        with aside(as_json):
+            code = run_pipeline(root, ("project",), force=False)
+        if as_json:
+            folder = root / PROJECTION
+            tell({"exit": code} | ({"map": str(folder / MAP), **read_json(folder / GUARDS)} if code == 0 else {}))
+        return code
     from tasks.projection.matrix import project_matrix
-    from tasks.summary import guards_text
+    from tasks.summary import CAUTION, guard_rows
+    from tasks.terminal import show_table
 
     guards = project_matrix(embeddings, labels, new, output, neighbors, methods, metric, seed)
-    print(json.dumps(guards | {"output": str(output)}, indent=2) if as_json else guards_text(guards))
-    if not as_json:
-        print(f"\n{(output / 'map.html').resolve()}")
+    if as_json:
+        tell({"exit": 0, "map": str((output / MAP).resolve())} | guards)
+        return 0
+    show_table(guard_rows(guards), "How far to believe these maps")
+    print("\n".join(["", *guards["notes"], CAUTION, "", str((output / MAP).resolve())]))
     return 0
 
 
