@@ -9,10 +9,12 @@ from flows.stage import Stage, run_stage
 
 
 def project_flow(stage: Stage) -> None:
-    from tasks.projection.run import guard_metrics, project
+    from tasks.projection.run import MAP, guard_metrics, project
+    from tasks.tracking import StageRun
 
     folder = stage.do(project, stage.params, stage.root)
     stage.run.log(params=stage.params.projection.model_dump(mode="json"), metrics=guard_metrics(stage.root), artifacts=[folder])
+    StageRun(stage.parent_run_id).log(artifacts=[folder / MAP])
 
 
 def run_project(
