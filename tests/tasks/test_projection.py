@@ -82,6 +82,15 @@ def test_pca_goes_first_above_a_hundred_columns_and_sizes_follow_the_points() ->
     assert atlas.notes[2] == "60 points are too few for neighbourhoods of 50."
 
 
+def test_ten_points_are_drawn_and_nine_are_refused() -> None:
+    values = np.random.default_rng(6).normal(size=(10, 4))
+    atlas = make_atlas(values, values[:1], neighbors=(15, 50))
+    assert [each.key for each in atlas.maps] == ["pca", "tsne_3", "umap_3"]
+    assert all(np.isfinite(each.coordinates).all() and each.coordinates.shape == (11, 2) for each in atlas.maps)
+    with pytest.raises(UserError, match=re.escape("9 rows of embeddings; a map needs at least 10.")):
+        make_atlas(values[:9])
+
+
 def test_cosine_forgets_the_length_of_rows() -> None:
     values, _ = clusters(10)
     stretched = values * np.random.default_rng(2).uniform(0.1, 9, (len(values), 1))
