@@ -3,9 +3,8 @@
     python tools/measured.py [--run ROOT]    # --run copies metrics/test.json of a finished run first
 
 chicago.json comes from `make run`, loader.json from `python -m benchmarks.loader --json docs/measured/loader.json`, and
-accuracy_<dataset>.json from `python -m benchmarks.accuracy`, and uncertainty.json, overhead.json, serving.json and projection.json
-from the
-benchmarks of these names.
+accuracy_<dataset>.json from `python -m benchmarks.accuracy`, and uncertainty.json, overhead.json, serving.json and
+projection.json from the benchmarks of these names.
 """
 
 from __future__ import annotations
