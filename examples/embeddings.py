@@ -50,7 +50,7 @@ def digits() -> tuple[np.ndarray, pd.DataFrame]:
 
 def sentences() -> pd.DataFrame:
     """First sentences of the docstrings of public classes and functions, and the module that each is from."""
-    found = {}
+    found: dict[str, str] = {}
     for name in MODULES:
         module = importlib.import_module(name)
         for label, thing in inspect.getmembers(module, lambda each: inspect.isclass(each) or inspect.isfunction(each)):

@@ -92,7 +92,7 @@ def course_pictures(course: Course) -> tuple[Picture, ...]:
     def axis(axes: Axes) -> None:
         axes.set_xticks(place[marks], [str(course.times[i]) for i in marks])
         for tick, align in zip(axes.get_xticklabels(), ["left", *["center"] * (len(marks) - 2), "right"], strict=False):
-            tick.set_horizontalalignment(align if len(marks) > 1 else "center")
+            tick.set(horizontalalignment=align if len(marks) > 1 else "center")
 
     def coverage(axes: Axes) -> None:
         from matplotlib.ticker import PercentFormatter

@@ -69,8 +69,9 @@ class Space:
     standardise: bool = False
     reduced: int | None = None
     notes: list[str] = field(default_factory=list)
-    _steps: list[Any] = field(default_factory=list)
     _columns: np.ndarray | None = None
+    _scaler: Any = None
+    _axes: tuple[np.ndarray, np.ndarray] | None = None  # mean (D,) and axes (k, D) of the PCA that goes first
 
     def fit(self, values: np.ndarray) -> np.ndarray:
         """Learn the space from ``(n, D)`` and return the rows in it, float32."""
@@ -83,28 +84,28 @@ class Space:
             raise UserError(f"all {constant} columns of the embeddings are constant; a map needs rows that differ.")
         if constant:
             self.notes.append(f"{constant} of {values.shape[1]} columns are constant and were left out.")
-        values = self._rows(values)
+        rows = self._rows(values)
         if self.standardise:
-            self._steps.append(StandardScaler())
-            values = self._steps[-1].fit_transform(values)
-        if values.shape[1] > MOST_DIMENSIONS:
-            pca: Any = PCA(n_components=min(MOST_DIMENSIONS, *values.shape), svd_solver="covariance_eigh").fit(values)
+            self._scaler = StandardScaler().fit(rows)
+            rows = self._scaler.transform(rows)
+        if rows.shape[1] > MOST_DIMENSIONS:
+            pca: Any = PCA(n_components=min(MOST_DIMENSIONS, *rows.shape), svd_solver="covariance_eigh").fit(rows)
             share = np.cumsum(pca.explained_variance_ratio_)
             self.reduced = min(len(share), int(np.searchsorted(share, KEPT_VARIANCE)) + 1)
-            pca.components_, pca.n_components_ = pca.components_[: self.reduced], self.reduced
-            self._steps.append(pca)
-            self.notes.append(
-                f"PCA took {values.shape[1]} columns to {self.reduced} first: {share[self.reduced - 1]:.1%} of the variance."
-            )
-            values = (values - pca.mean_) @ pca.components_.T
-        return np.ascontiguousarray(values, dtype=np.float32)
+            self._axes = pca.mean_, pca.components_[: self.reduced]
+            kept = f"{share[self.reduced - 1]:.1%} of the variance"
+            self.notes.append(f"PCA took {rows.shape[1]} columns to {self.reduced} first: {kept}.")
+        return self.place(values)
 
     def place(self, values: np.ndarray) -> np.ndarray:
-        """Other rows in the space that was learned."""
-        values = self._rows(values)
-        for step in self._steps:
-            values = step.transform(values) if not hasattr(step, "components_") else (values - step.mean_) @ step.components_.T
-        return np.ascontiguousarray(values, dtype=np.float32)
+        """Rows ``(m, D)`` in the space that was learned, float32."""
+        rows = self._rows(values)
+        if self._scaler is not None and len(rows):
+            rows = self._scaler.transform(rows)
+        if self._axes is not None:
+            mean, axes = self._axes
+            rows = (rows - mean) @ axes.T
+        return np.ascontiguousarray(rows, dtype=np.float32)
 
     def _rows(self, values: np.ndarray) -> np.ndarray:
         values = np.asarray(values, dtype=np.float64)[:, self._columns]
@@ -138,7 +139,9 @@ def make_atlas(
         raise UserError(f"{len(fitted)} row{'s' * (len(fitted) != 1)} of embeddings; a map needs at least {LEAST}.")
     space = Space(metric, standardise)
     old = space.fit(fitted)
-    later = space.place(new) if new is not None and len(new) else old[:0]
+    if not np.ptp(old, axis=0).any():
+        raise UserError(f"all {len(old)} rows of the embeddings are alike by {metric}; a map needs rows that differ.")
+    later = space.place(new) if new is not None else old[:0]
     both = np.concatenate([old, later])
     sizes = sorted({min(size, (len(old) - 1) // 3) for size in neighbors})
     maps = []
@@ -182,7 +185,7 @@ def draw_tsne(values: np.ndarray, perplexity: int, seed: int) -> np.ndarray:
     from sklearn.manifold import TSNE
 
     start = draw("pca", 0, values, values[:0], seed)
-    start = (start / start[:, 0].std() * 1e-4).round(9)
+    start = (start / (start[:, 0].std() or 1.0) * 1e-4).round(9)
     graph = neighbour_graph(values, min(3 * perplexity + 1, len(values) - 1))
     tsne: Any = TSNE(perplexity=perplexity, init=start, metric="precomputed", random_state=seed)
     return np.asarray(tsne.fit_transform(graph), dtype=np.float32)
@@ -237,6 +240,6 @@ def stability(method: str, neighbors: int, values: np.ndarray, seed: int) -> flo
     found = []
     for (one, a), (other, b) in itertools.combinations(zip(rows, maps, strict=True), 2):
         _, first, second = np.intersect1d(one, other, return_indices=True)
-        if len(first) > 2:
+        if len(first) > 2 and np.ptp(a[first], axis=0).any() and np.ptp(b[second], axis=0).any():
             found.append(procrustes_similarity(torch.from_numpy(a[first]), torch.from_numpy(b[second])))
     return float(np.mean(found)) if found else float("nan")

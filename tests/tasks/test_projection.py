@@ -89,6 +89,8 @@ def test_ten_points_are_drawn_and_nine_are_refused() -> None:
     assert all(np.isfinite(each.coordinates).all() and each.coordinates.shape == (11, 2) for each in atlas.maps)
     with pytest.raises(UserError, match=re.escape("9 rows of embeddings; a map needs at least 10.")):
         make_atlas(values[:9])
+    with pytest.raises(UserError, match=re.escape("all 10 rows of the embeddings are alike by cosine")):
+        make_atlas(np.outer(np.arange(1.0, 11.0), [1.0, 2.0, 2.0]), metric="cosine")
 
 
 def test_cosine_forgets_the_length_of_rows() -> None:
