@@ -107,9 +107,9 @@
     if (!wanted) return;
     context.strokeStyle = css(flag === NEW ? "--ink" : "--bad");
     context.lineWidth = (flag === NEW ? 0.8 : 1.4) * ratio;
-    context.globalAlpha = flag === NEW ? 0.5 : 1;
+    context.globalAlpha = flag === NEW ? 0.35 : 1;
     context.beginPath();
-    const reach = size / 2 + (flag === NEW ? 1 : 2.5) * ratio;
+    const reach = size / 2 + (flag === NEW ? 1.5 : 2.5) * ratio;
     for (const [, members] of order) {
       for (const i of members) {
         if (!(view.flags[i] & flag)) continue;
