@@ -58,7 +58,7 @@ def bare(folder: str) -> None:
     from tasks.interpret import interpret
     from tasks.params import Params
     from tasks.prepare import prepare
-    from tasks.project import project
+    from tasks.projection.run import project
     from tasks.train import train_family
 
     root = Path(folder)

@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON on stdout, all else on stderr.")]
 Root = Annotated[Path, typer.Option("--root", help="The project's folder.", show_default="the current folder")]
 
 
@@ -27,12 +28,18 @@ Root = Annotated[Path, typer.Option("--root", help="The project's folder.", show
 def run(
     targets: Annotated[Optional[list[str]], typer.Argument(help="Stages, such as train@tcn; all of them by default.")] = None,  # noqa: UP045
     force: Annotated[bool, typer.Option("--force", help="Run stages that are up to date as well.")] = False,
+    as_json: AsJson = False,
     root: Root = Path("."),
 ) -> None:
     """Run what is stale: ingest, prepare, baselines, train, ensemble, calibrate, evaluate, project, register."""
+    from flows.outcome import aside, pipeline_outcome, tell
     from flows.pipeline import run_pipeline
 
-    raise typer.Exit(run_pipeline(root, targets or (), force))
+    with aside(as_json):
+        code = run_pipeline(root, targets or (), force)
+    if as_json:
+        tell(pipeline_outcome(root, code))
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -80,26 +87,39 @@ def distill(
 @app.command()
 def ingest(
     until: Annotated[Optional[str], typer.Option(help="Last date of the target to use; written to params.yaml.")] = None,  # noqa: UP045
+    as_json: AsJson = False,
     root: Root = Path("."),
 ) -> None:
     """Read the data again, and only that; with --until, as if that date were today."""
-    from flows.pipeline import run_ingest
+    from flows.outcome import aside, tell
+    from flows.pipeline import INGESTED, run_ingest
+    from tasks.files import read_json
 
-    raise typer.Exit(run_ingest(root, until))
+    with aside(as_json):
+        code = run_ingest(root, until)
+    if as_json:
+        tell({"exit": code} | (read_json(root / INGESTED / "meta.json") if code == 0 else {}))
+    raise typer.Exit(code)
 
 
 @app.command()
 def retrain(
     force: Annotated[bool, typer.Option("--force", help="Run stages that are up to date as well.")] = False,
+    as_json: AsJson = False,
     root: Root = Path("."),
 ) -> None:
     """Run what is stale, then let the new version meet the champion on fresh cutoffs: promote it or keep the champion.
 
     Exit codes: 0 promoted, 3 champion kept, 2 a mistake, 1 failure.
     """
+    from flows.outcome import aside, retrain_outcome, tell
     from flows.retrain import run_retrain
 
-    raise typer.Exit(run_retrain(root, force))
+    with aside(as_json):
+        code = run_retrain(root, force)
+    if as_json:
+        tell(retrain_outcome(root, code))
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -120,23 +140,25 @@ def monitor(
 def promote(
     version: Annotated[Optional[str], typer.Option(help="The version to promote; the challenger by default.")] = None,  # noqa: UP045
     reason: Annotated[str, typer.Option(help="Why, for the history.")] = "asked for",
+    as_json: AsJson = False,
     root: Root = Path("."),
 ) -> None:
     """Make the challenger the champion that forecasts; the old one stays as @previous_champion."""
     from flows.promotion import run_promote
 
-    raise typer.Exit(run_promote(root, version, reason))
+    raise typer.Exit(run_promote(root, version, reason, as_json))
 
 
 @app.command()
 def rollback(
     reason: Annotated[str, typer.Option(help="Why, for the history.")] = "asked for",
+    as_json: AsJson = False,
     root: Root = Path("."),
 ) -> None:
     """Make @previous_champion the champion again."""
     from flows.promotion import run_rollback
 
-    raise typer.Exit(run_rollback(root, reason))
+    raise typer.Exit(run_rollback(root, reason, as_json))
 
 
 @app.command()
@@ -184,24 +206,61 @@ def tune(
     metric: Annotated[Literal["wql", "loss"], typer.Option(help="What is made small on the early-stopping fold.")] = "wql",
     timeout: Annotated[Optional[float], typer.Option(help="Seconds after which to stop; the same command goes on.")] = None,  # noqa: UP045
     write: Annotated[bool, typer.Option("--write", help="Write the best values to params.yaml.")] = False,
+    as_json: AsJson = False,
     root: Root = Path("."),
 ) -> None:
     """Search a family's hyperparameters with Optuna (the extra 'tune') and print the best as lines of params.yaml."""
-    from flows.tune import run_tune
+    from flows.outcome import aside, tell
+    from flows.tune import best_of, run_tune
 
-    raise typer.Exit(run_tune(root, family, trials, metric, timeout, write))
+    with aside(as_json):
+        code = run_tune(root, family, trials, metric, timeout, write)
+    if as_json:
+        tell({"exit": code} | best_of(root, family, metric))
+    raise typer.Exit(code)
 
 
 @app.command()
-def report(root: Root = Path(".")) -> None:
+def project(
+    embeddings: Annotated[Optional[Path], typer.Option(help="A matrix of your own, a row a point, as .npy.")] = None,  # noqa: UP045
+    labels: Annotated[Optional[Path], typer.Option(help="CSV whose columns colour the points, a row for each.")] = None,  # noqa: UP045
+    new: Annotated[Optional[Path], typer.Option(help="A second matrix, to be placed on the map of the first.")] = None,  # noqa: UP045
+    output: Annotated[Path, typer.Option(help="Folder for the page, coordinates and guards.")] = Path("projection"),
+    neighbors: Annotated[
+        list[int] | None, typer.Option(help="Neighbourhood size, once for each.", show_default="15 and 50")
+    ] = None,
+    method: Annotated[Optional[list[str]], typer.Option(help="pca, tsne or umap, once for each.", show_default="all")] = None,  # noqa: UP045
+    metric: Annotated[
+        Literal["auto", "euclidean", "cosine"],
+        typer.Option(help="How rows are compared; auto: cosine where all have length 1."),
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same maps.", min=0)] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the guards as JSON on stdout.")] = False,
+    root: Root = Path("."),
+) -> None:
+    """Draw maps by PCA, t-SNE and UMAP, and say how far to believe them; without --embeddings, of the project's windows."""
+    from flows.project import run_project
+
+    sizes, methods = neighbors or [15, 50], method or ["pca", "tsne", "umap"]
+    raise typer.Exit(run_project(root, embeddings, labels, new, output, sizes, methods, metric, seed, as_json))
+
+
+@app.command()
+def report(as_json: AsJson = False, root: Root = Path(".")) -> None:
     """Print where the report is, and the leaderboard of the last run."""
+    from flows.outcome import pipeline_outcome, tell
     from tasks.evaluate import METRICS, load_metrics
     from tasks.evidence import REPORT
-    from tasks.summary import leaderboard_text
+    from tasks.summary import leaderboard_rows
+    from tasks.terminal import show_table
 
     if not (root / METRICS).exists():
         raise UserError(f"{METRICS} is not there; run `weatherglass run` first.")
-    print(f"{leaderboard_text(load_metrics(root))}\n\n{(root / REPORT).resolve()}")
+    if as_json:
+        tell(pipeline_outcome(root, 0))
+        return
+    show_table(leaderboard_rows(load_metrics(root)), "Models on the test fold, by WQL", strong=("ensemble",))
+    print(f"\n{(root / REPORT).resolve()}")
 
 
 @app.command()

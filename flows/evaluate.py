@@ -8,8 +8,9 @@ from flows.stage import Stage, run_stage
 def evaluate_flow(stage: Stage) -> None:
     from tasks.evaluate import METRICS, load_metrics
     from tasks.evidence import evaluate_and_report
+    from tasks.model_page import describe_experiment, describe_run
     from tasks.summary import leaderboard, leaderboard_text
-    from tasks.tracking import current_client, retry
+    from tasks.tracking import StageRun, current_client, retry
 
     shown = dict(stage.identity) | {"mlflow_run": stage.parent_run_id}
     report = stage.do(evaluate_and_report, stage.params, stage.root, shown)
@@ -17,6 +18,9 @@ def evaluate_flow(stage: Stage) -> None:
     stage.run.log(metrics=metrics, artifacts=[stage.root / METRICS, stage.root / "plots", report])
     for key, value in metrics.items():
         retry(current_client().log_metric, stage.parent_run_id, key, value)
+    StageRun(stage.parent_run_id).log(artifacts=[report])
+    describe_run(stage.parent_run_id, metrics, stage.identity)
+    describe_experiment(stage.parent_run_id)
     publish_leaderboard(leaderboard(metrics))
     print(leaderboard_text(metrics))
 

@@ -101,7 +101,7 @@ def where_to_look(root: Path, api_url: str) -> str:
     return (
         f"\nreport     {root / 'reports/report.html'}\n"
         f"metrics    {root / 'metrics/test.json'}\n"
-        f"map        {root / 'artifacts/projection/projection.png'}\n"
+        f"map        {root / 'artifacts/projection/map.html'}\n"
         f"forecast   weatherglass forecast --output forecast.parquet\n"
         f"MLflow     make ui, then http://127.0.0.1:5000  (store: {os.environ['MLFLOW_TRACKING_URI']})\n"
         f"Prefect    {api_url.removesuffix('/api')} while a run lasts, or make ui, then http://127.0.0.1:4200"

@@ -44,6 +44,18 @@ def run_tune(root: Path, family: str, trials: int, metric: Metric, timeout: floa
     return 0
 
 
+def best_of(root: Path, family: str, metric: Metric) -> dict[str, Any]:
+    """The best trial so far: its values of params.yaml and what it reached; null where none has ended."""
+    from flows.environment import opened
+    from tasks.tune import Search, completed, opened_study
+
+    root, params = opened(root)
+    with opened_study(Search(params, root, family, metric)) as study:
+        best = completed(study)
+    told = {"values": best[0].user_attrs["values"], metric: best[0].value} if best else None
+    return {"family": family, "ended": len(best), "best": told}
+
+
 def _search_and_record(search: Search, study: Study, trials: int, timeout: float | None) -> None:
     """Run the search within its MLflow run, which a search that goes on finds again."""
     from tasks.experiment import commit, revision

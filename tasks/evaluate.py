@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from models.panel import Windows
 from models.predictive import Predictive
 from models.uncertainty import scores
 from models.uncertainty.calibration import INTERVAL_LEVELS, JOINT_LEVEL, Calibration
+from models.uncertainty.comparison import Comparison, paired_block_bootstrap
 from models.uncertainty.gate import Gate
 from models.uncertainty.perturb import HELD_OUT, MIDDLE_SIZE, PERTURBATIONS, SIZES, perturbed_panel
 from models.uncertainty.scores import DetectionScores, Interval
@@ -52,7 +53,7 @@ class Evidence:
     """The ensemble on the test fold before and after calibration, and what the gate says of it.
 
     ``uncertainty`` and ``risk`` ``(n,)`` are the error expected of each window's forecast and the one it had, in units of
-    the window's ``scale``.
+    the window's ``scale``. ``compared`` has each other model's CRPS against the ensemble's, empty where the fold is too short.
     """
 
     target: Tensor
@@ -67,6 +68,7 @@ class Evidence:
     gate_scores: Tensor
     perturbed: dict[str, Tensor]
     detection: Detection
+    compared: dict[str, Comparison] = field(default_factory=dict)
 
 
 def run_baselines(params: Params, root: Path) -> Path:
@@ -91,16 +93,20 @@ def evaluate(params: Params, root: Path) -> tuple[dict[str, float], Evidence, Pr
     calibrations, gate, _ = load_calibration(root)
     series = window_series(prepared, windows)
     metrics: dict[str, float] = {}
+    losses: dict[str, Tensor] = {}
     for model, calibration in calibrations.items():
         predictive = calibration.apply(pooled(root, model, "test", "evaluate"))
         intervals = {level: calibration.interval(predictive, level, series) for level in INTERVAL_LEVELS}
         joint = calibration.joint.band(predictive)
         metrics |= _prefixed(model, model_metrics(predictive, target, scale, intervals, joint))
+        losses[model] = scores.crps(predictive, target).mean(1)
     for name in params.baselines.models:
         predictive = Predictive(torch.from_numpy(np.load(root / BASELINE / f"{name}.npy")))
         intervals = {level: central_interval(predictive, level) for level in INTERVAL_LEVELS}
         metrics |= _prefixed(name, model_metrics(predictive, target, scale, intervals, None))
+        losses[name] = scores.crps(predictive, target).mean(1)
     evidence = gather_evidence(params, root, prepared, calibrations[ENSEMBLE], gate)
+    evidence = replace(evidence, compared=compare(losses, blocks(prepared, windows)))
     metrics |= _prefixed(ENSEMBLE, trust_metrics(evidence))
     metrics |= _prefixed(ENSEMBLE, energy_metrics(params, root, prepared, gate, evidence.gate_scores))
     for measure in (repair_metrics, set_metrics):
@@ -108,6 +114,14 @@ def evaluate(params: Params, root: Path) -> tuple[dict[str, float], Evidence, Pr
     write_json(root / METRICS, {key: round(value, 6) for key, value in metrics.items() if np.isfinite(value)})
     write_plots(root, evidence)
     return metrics, evidence, prepared
+
+
+def compare(losses: dict[str, Tensor], block: Tensor) -> dict[str, Comparison]:
+    """Each model's losses ``(n,)`` against the ensemble's on the same windows; empty where there are fewer than two blocks."""
+    if len(block.unique()) < 2:
+        return {}
+    own = losses[ENSEMBLE]
+    return {model: paired_block_bootstrap(own, values, block) for model, values in losses.items() if model != ENSEMBLE}
 
 
 def seasonal_error(prepared: Prepared) -> Tensor:
@@ -254,10 +268,10 @@ def _prefixed(model: str, row: dict[str, float]) -> dict[str, float]:
 
 
 def step_table(evidence: Evidence, level: int = 90) -> dict[str, np.ndarray]:
-    """Coverage and width of the interval at each step, before and after calibration, ``(H,)`` each."""
-    raw, final = central_interval(evidence.before, level), evidence.intervals[level]
+    """Coverage and width of the interval at each step before calibration, after temperature and after all, ``(H,)`` each."""
+    raw, tempered = (central_interval(each, level) for each in (evidence.before, evidence.after))
     table = {}
-    for name, (lower, upper) in (("before", raw), ("after", final)):
+    for name, (lower, upper) in (("before", raw), ("tempered", tempered), ("after", evidence.intervals[level])):
         table[f"coverage_{name}"] = scores.coverage(lower, upper, evidence.target).double().mean(0).numpy()
         table[f"width_{name}"] = (upper - lower).mean(0).numpy()
     return table

@@ -16,12 +16,14 @@ from models.uncertainty.guarantee import coverage_band
 from models.uncertainty.perturb import HELD_OUT
 from models.uncertainty.scores import Interval
 from models.uncertainty.selective import kept_table
+from tasks.ensemble import POOLED
 from tasks.evaluate import Detection, Evidence, evaluate, step_table
 from tasks.files import read_json, write_text
 from tasks.interpret import INTERPRETATION
 from tasks.params import Params
 from tasks.prepare import INGESTED, Prepared
 from tasks.report import (
+    Course,
     Fan,
     Found,
     Interpretation,
@@ -32,6 +34,7 @@ from tasks.report import (
     Reliability,
     ReportData,
     Selective,
+    Split,
     Steps,
     render_report,
 )
@@ -87,7 +90,28 @@ def report_data(
         selective=Selective(kept.numpy(), risk.numpy(), oracle.numpy(), kept_rows(evidence)),
         card=card,
         interpretation=load_interpretation(root),
+        against={model: found[:3] for model, found in evidence.compared.items()},
+        split=split(root, evidence),
+        course=course(evidence, prepared),
     )
+
+
+def split(root: Path, evidence: Evidence) -> Split:
+    """Variance by step in units of each window's own, before calibration."""
+    scale = evidence.scale.to(torch.float64).square()[:, None]
+    parts = (np.load(root / POOLED / f"{name}_test.npy") for name in ("aleatoric", "epistemic"))
+    return Split(*((torch.from_numpy(part).to(torch.float64) / scale).mean(0).numpy() for part in parts))
+
+
+def course(evidence: Evidence, prepared: Prepared) -> Course:
+    """Coverage and CRPS of the ensemble by cutoff."""
+    windows = prepared.fold("test", "evaluate")
+    names, place = np.unique(prepared.cutoff_time(windows), return_inverse=True)
+    count = np.bincount(place)
+    covered = scores.coverage(*evidence.intervals[90], evidence.target).double().mean(1).numpy()
+    loss = scores.crps(evidence.after, evidence.target).mean(1).numpy()
+    times = np.array([str(name)[:16].removesuffix("T00:00") for name in names], dtype=object)
+    return Course(times, np.bincount(place, covered) / count, np.bincount(place, loss) / count)
 
 
 def kinds(detection: Detection) -> tuple[Kind, ...]:

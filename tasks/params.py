@@ -214,11 +214,11 @@ class Baselines(_Block):
 
 
 class Projection(_Block):
-    """The maps of embeddings (UMAP and t-SNE)."""
+    """The maps of embeddings (PCA, t-SNE and UMAP)."""
 
-    points: Annotated[int, Field(ge=10)] = 2000
-    neighbors: Annotated[int, Field(ge=2)] = 15
-    perplexity: Annotated[float, Field(gt=0.0)] = 30.0
+    points: Annotated[int, Field(ge=10, le=50_000)] = 2000
+    neighbors: Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(strict=False, min_length=1, max_length=4)] = (15, 50)
+    family: Family | None = None
     seed: Annotated[int, Field(ge=0)] = 1
 
 
@@ -286,6 +286,8 @@ class Params(_Block):
             twice = next((name for name in names if names.count(name) > 1), None)
             if twice:
                 raise _sentence(f"{key} holds {twice!r} twice; name each once")
+        if len(set(self.projection.neighbors)) < len(self.projection.neighbors):
+            raise _sentence(f"projection.neighbors is {list(self.projection.neighbors)}; name each size once")
         for fold in FOLDS:
             length = getattr(self.folds, fold)
             if length is not None and length < horizon:
@@ -323,6 +325,15 @@ class Params(_Block):
                 )
         if self.ensemble.families == "smallest":
             self.__dict__["families"] = (min(able, key=SMALLEST_FIRST.index),)
+        return self
+
+    @model_validator(mode="after")
+    def _projection_has_its_family(self) -> Params:
+        if self.projection.family is not None and self.projection.family not in self.families:
+            raise _sentence(
+                f"projection.family is {self.projection.family}, which is not among the families at work; it must be null "
+                f"or one of {', '.join(self.families)}"
+            )
         return self
 
     @classmethod

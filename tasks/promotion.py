@@ -132,16 +132,15 @@ def history(name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def history_text(rows: list[dict[str, Any]]) -> str:
-    """The history as a table, one line a version."""
+def history_rows(rows: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """The history as rows of text, one a version, the first of them headings."""
     shown = [metric for metric in COMPARED if any(metric in row["metrics"] for row in rows)]
-    lines = [("version", "registered", *shown, "aliases", "decisions")]
+    lines: list[tuple[str, ...]] = [("version", "registered", *shown, "aliases", "decisions")]
     for row in rows:
         metrics = [f"{row['metrics'][metric]:.4f}" if metric in row["metrics"] else "-" for metric in shown]
         said = "; ".join(f"{each['action']} {each['at']} ({each['reason']})" for each in row["decisions"])
         lines.append((row["version"], row["registered"], *metrics, ", ".join(row["aliases"]) or "-", said or "-"))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return lines
 
 
 def _carry_out(root: Path, decision: Decision, drop_challenger: bool) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tasks.bundle import Bundle, DamagedBundle, bundle_digest, check_bundle, forecast_columns, write_bundle
+from tasks.calibrate import CALIBRATION
 from tasks.errors import UserError
 from tasks.files import read_json, write_json
+from tasks.model_page import describe_version
 from tasks.params import Params
 from tasks.prepare import INGESTED
 from tasks.tracking_store import TrackingError, current_client, first_line, retry
@@ -39,6 +41,7 @@ def register(params: Params, root: Path, run_id: str) -> Path:
         version = log_and_register(params, root, folder, run_id, digest)
     for metric, value in metrics.items():
         retry(client.set_model_version_tag, name, version, f"test.{metric}", f"{value:.6g}")
+    describe_version(name, version, read_json(root / CALIBRATION / "card.json"), metrics)
     aliases = dict(aliases_of(name))
     champion = aliases.get("champion")
     if champion is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 __all__ = [
-    "Fan", "Found", "Interpretation", "Kind", "Ood", "Pit", "RegimeLook", "Reliability", "ReportData",
-    "Selective", "Steps", "format_metric", "page_environment", "render_report",
+    "Course", "Fan", "Found", "Interpretation", "Kind", "Ood", "Pit", "RegimeLook", "Reliability", "ReportData",
+    "Selective", "Split", "Steps", "format_metric", "page_environment", "render_report",
 ]  # fmt: skip
 
 FloatArray = NDArray[np.floating[Any]]
@@ -72,6 +72,32 @@ class Steps:
     width_before: FloatArray
     width_after: FloatArray
     nominal: float
+    coverage_tempered: FloatArray | None = None  # after temperature and before conformal prediction
+    width_tempered: FloatArray | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """Mean predictive variance at each step ``(H,)``, in units of the windows' own, of what members say and how they differ."""
+
+    aleatoric: FloatArray
+    epistemic: FloatArray
+
+    @property
+    def share(self) -> FloatArray:
+        """The epistemic part of the whole ``(H,)``, 0 where there is none."""
+        total = self.aleatoric + self.epistemic
+        share: FloatArray = np.divide(self.epistemic, total, out=np.zeros(len(total)), where=total > 0)
+        return share
+
+
+@dataclass(frozen=True)
+class Course:
+    """Coverage of the 90 % intervals and CRPS of the ensemble over all series at each cutoff, all ``(k,)``."""
+
+    times: NDArray[Any]
+    coverage: FloatArray
+    crps: FloatArray
 
 
 @dataclass(frozen=True)
@@ -156,6 +182,7 @@ class ReportData:
 
     ``metrics`` has flat keys ``<model>/<metric>``; a model may lack some. ``coverage_band`` and ``joint_band`` are the
     ranges in which the ensemble's 90 % and joint 90 % coverage fall by sampling alone when the guarantee holds.
+    ``against`` has each model's CRPS over the ensemble's, less 1, with its bounds by a paired bootstrap over blocks of time.
     ``interpretation`` is what TFT looks at; without it the page leaves that section out, or says that TFT is not among
     the ``families``.
     """
@@ -177,6 +204,9 @@ class ReportData:
     selective: Selective
     card: Mapping[str, str | float | int | list[Any] | dict[str, Any] | None]
     ensemble: str = "ensemble"
+    against: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    split: Split | None = None
+    course: Course | None = None
     interpretation: Interpretation | None = None
 
 

@@ -11,6 +11,7 @@ from tasks import report_trust as trust
 from tasks.report import NBSP, Fan, FloatArray, ReportData, format_metric
 from tasks.report_interpretation import finding, pictures
 from tasks.report_svg import ROLES, Legend, Picture, dashed, finite, inline_svg, mean, pct
+from tasks.report_time import course_finding, course_pictures, split_finding, split_pictures
 from tasks.report_trust import Table
 
 if TYPE_CHECKING:
@@ -168,9 +169,11 @@ def _steps(data: ReportData) -> tuple[Picture, Picture]:
     x = np.arange(1, len(s.coverage_after) + 1)
     marker = 3.2 if len(x) <= 31 else 0
 
-    def both(axes: Axes, before: FloatArray, after: FloatArray) -> None:
+    def both(axes: Axes, before: FloatArray, tempered: FloatArray | None, after: FloatArray) -> None:
         dashed(axes, x, np.where(np.isfinite(before), before, np.nan), marker="o", markersize=marker,
                 markerfacecolor=ROLES["card"])  # fmt: skip
+        if tempered is not None:
+            axes.plot(x, np.where(np.isfinite(tempered), tempered, np.nan), color=ROLES["muted"], linewidth=1.3)
         axes.plot(x, np.where(np.isfinite(after), after, np.nan), color=ROLES["accent"], marker="o", markersize=marker)
         axes.set(xlabel="step ahead")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
@@ -178,14 +181,14 @@ def _steps(data: ReportData) -> tuple[Picture, Picture]:
     def coverage(axes: Axes) -> None:
         axes.axhspan(lo, hi, color=ROLES["muted"], alpha=0.18, linewidth=0)
         axes.axhline(s.nominal, color=ROLES["ink"], linewidth=1)
-        both(axes, s.coverage_before, s.coverage_after)
+        both(axes, s.coverage_before, s.coverage_tempered, s.coverage_after)
         seen = [*finite(s.coverage_before), *finite(s.coverage_after), lo, hi, s.nominal]
         pad = 0.1 * max(max(seen) - min(seen), 0.02)
         axes.set(ylim=(max(min(seen) - pad, 0), min(max(seen) + pad, 1)), ylabel="coverage")
         axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=f"{NBSP}%"))
 
     def width(axes: Axes) -> None:
-        both(axes, s.width_before, s.width_after)
+        both(axes, s.width_before, s.width_tempered, s.width_after)
         axes.set_ylim(bottom=0)
         axes.set_ylabel("mean width, units of y")
 
@@ -194,14 +197,15 @@ def _steps(data: ReportData) -> tuple[Picture, Picture]:
     seen = f"from {pct(after.min())} to {pct(after.max())}" if len(after) else "not measured"
     first = f"Coverage of the {level} interval at each of {len(x)} steps: {seen} after calibration, nominal {level}."
     second = f"Mean width of the {level} interval by step: {_widths(data)}."
+    middle = (Legend("line", "muted", "after temperature"),) if s.coverage_tempered is not None else ()
+    repairs = (BEFORE_AFTER[0], *middle, Legend("line", "accent", "after all"))
     infinite = " Steps with infinite intervals are left out." if np.isinf(s.width_after).any() else ""
     return (
         Picture("Coverage by step", inline_svg("coverage", first, coverage),
                 f"At each step {level} of values should lie inside; grey is the sampling band of the pooled coverage.",
-                (*BEFORE_AFTER, Legend("line", "ink", f"nominal {level}"))),
+                (*repairs, Legend("line", "ink", f"nominal {level}"))),
         Picture("Width by step", inline_svg("width", second, width),
-                f"The price of coverage: lower is sharper, and a rise with the step is lost foresight.{infinite}",
-                BEFORE_AFTER),
+                f"The price of coverage: lower is sharper, and a rise with the step is lost foresight.{infinite}", repairs),
     )  # fmt: skip
 
 
@@ -243,8 +247,24 @@ def sections(data: ReportData) -> tuple[Section, ...]:
         Section("steps", "Coverage and width by step", steps, _steps(data)),
         Section("trust", "Unfamiliar input and abstention", trust.finding(data), trust.pictures(data),
                 bars=trust.bars(data.ood), tables=trust.tables(data)),
+        *_split(data),
+        *_course(data),
         *_interpretation(data),
     )  # fmt: skip
+
+
+def _split(data: ReportData) -> tuple[Section, ...]:
+    """Return the section on aleatoric and epistemic variance, nothing where it was not measured."""
+    if data.split is None:
+        return ()
+    return (Section("split", "What the uncertainty is made of", split_finding(data.split), split_pictures(data.split)),)
+
+
+def _course(data: ReportData) -> tuple[Section, ...]:
+    """Return the section on how the test fold went by in time, nothing where it was not measured."""
+    if data.course is None:
+        return ()
+    return (Section("course", "Drift over the test fold", course_finding(data.course), course_pictures(data.course)),)
 
 
 def _interpretation(data: ReportData) -> tuple[Section, ...]:

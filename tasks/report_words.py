@@ -35,11 +35,16 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Row:
-    """A leaderboard row: cells are (text, is the best of its column), one for each column."""
+    """A leaderboard row: cells are (text, is the best of its column), one for each column.
+
+    ``against`` is the model's CRPS against the ensemble's with its interval, ``differs`` whether that leaves out zero.
+    """
 
     model: str
     kind: str
     cells: tuple[tuple[str, bool], ...]
+    against: str = ""
+    differs: bool = False
 
 
 @dataclass(frozen=True)
@@ -220,10 +225,18 @@ def leaderboard(data: ReportData) -> tuple[list[Column], list[Row]]:
         Row(model, kinds.get(model, "other"), tuple(
             (format_metric(metric, scores[model].get(metric)), scores[model].get(metric, math.nan) == best[metric])
             for metric in metrics
-        ))
+        ), *_against(data.against.get(model)))
         for model in sorted(scores, key=rank)
     ]  # fmt: skip
     return [_column(metric) for metric in metrics], rows
+
+
+def _against(found: tuple[float, float, float] | None) -> tuple[str, bool]:
+    """A model's change of CRPS with its interval as text, and whether the interval leaves out zero."""
+    if found is None or not all(map(math.isfinite, found)):
+        return "", False
+    change, low, high = (f"{100 * value:+.1f}" for value in found)
+    return f"{change}{NBSP}% ({low} to {high})", found[1] > 0 or found[2] < 0
 
 
 # key of the card -> its heading and what it means to someone who uses the forecast

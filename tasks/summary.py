@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tasks.terminal import aligned
+
 COLUMNS = ("wql", "wape", "mase", "coverage_90", "joint_coverage_90", "width_90")
 
 
@@ -19,10 +21,21 @@ def leaderboard(metrics: dict[str, float]) -> list[dict[str, str]]:
 
 def leaderboard_text(metrics: dict[str, float]) -> str:
     """The leaderboard as aligned plain text."""
-    rows = leaderboard(metrics)
-    header = {"model": "model"} | {name: name for name in COLUMNS}
-    widths = {name: max(len(row[name]) for row in [header, *rows]) for name in header}
-    return "\n".join("  ".join(row[name].ljust(widths[name]) for name in header).rstrip() for row in [header, *rows])
+    return aligned(leaderboard_rows(metrics))
+
+
+def leaderboard_rows(metrics: dict[str, float]) -> list[list[str]]:
+    """The leaderboard as rows of text, the first of them headings."""
+    return [["model", *COLUMNS], *(list(row.values()) for row in leaderboard(metrics))]
+
+
+def guard_rows(guards: dict[str, Any]) -> list[list[str]]:
+    """How far maps may be believed, a row a map, the first row headings."""
+    names = list(next(iter(guards["maps"].values())))
+    return [["map", *names], *([key, *(f"{row[name]:.3f}" for name in names)] for key, row in guards["maps"].items())]
+
+
+CAUTION = "In t-SNE and UMAP the size of a group and the space between groups mean little."
 
 
 def receipt_text(receipt: dict[str, Any]) -> str:

@@ -83,7 +83,7 @@ def write_project(folder: Path) -> Path:
         tree["forecasters"][family] |= values
     tree["train"] |= {"members": 2, "batches_per_epoch": 4, "patience": 100}
     tree["baselines"]["max_history"] = 120
-    tree["projection"] |= {"points": 60, "neighbors": 5, "perplexity": 5.0}
+    tree["projection"] |= {"points": 60, "neighbors": [5]}
     (folder / "data/raw").mkdir(parents=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
     hourly_table().to_csv(folder / "data/raw/hourly.csv", index=False)

@@ -3,8 +3,8 @@
     python tools/measured.py [--run ROOT]    # --run copies metrics/test.json of a finished run first
 
 chicago.json comes from `make run`, loader.json from `python -m benchmarks.loader --json docs/measured/loader.json`, and
-accuracy_<dataset>.json from `python -m benchmarks.accuracy`, and uncertainty.json, overhead.json and serving.json from the
-benchmarks of these names.
+accuracy_<dataset>.json from `python -m benchmarks.accuracy`, and uncertainty.json, overhead.json, serving.json and
+projection.json from the benchmarks of these names.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def table() -> str:
         ]
     if (MEASURED / "uncertainty.json").exists():
         lines += ["", *intervals(json.loads((MEASURED / "uncertainty.json").read_text(encoding="utf-8")))]
-    for name, told_by in (("overhead", overhead), ("serving", serving)):
+    for name, told_by in (("overhead", overhead), ("serving", serving), ("projection", projection)):
         if (MEASURED / f"{name}.json").exists():
             lines += ["", *told_by(json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8")))]
     return "\n".join(lines)
@@ -94,6 +94,21 @@ def serving(result: dict[str, Any]) -> list[str]:
         name, size = key.removesuffix("_one_client").removesuffix("_saturated").rsplit("_", 1)
         values = (f"{result[f'{kind}_{key}']:,.1f}" for kind in ("requests_per_s", "p50_ms", "p99_ms"))
         lines.append(f"| {name.replace('_', ' ')} | {size} | {clients} | " + " | ".join(values) + " |")
+    return lines
+
+
+def projection(result: dict[str, Any]) -> list[str]:
+    """Seconds and trustworthiness of maps, ours and the peers'."""
+    lines = [
+        f"Maps of {result['rows']:,} rows of {result['columns']} columns; trustworthiness and neighbours kept at "
+        f"{result['neighborhood']} neighbours (`python -m benchmarks.projection`):",
+        "",
+        "| map | seconds | trustworthiness | neighbours kept |",
+        "|---|---|---|---|",
+    ]
+    for name, found in result["methods"].items():
+        figures = f"{found['seconds']:.1f} | {found['trustworthiness']:.4f} | {found['preservation']:.4f}"
+        lines.append(f"| {name.replace('_', ' ')} | {figures} |")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Take the pictures of the README from a finished run: the report and the projection.
+"""Take the pictures of the README from a finished run: the report and the map.
 
     python tools/picture.py [--root .]
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--hide-scrollbars")  # fmt: skip
-SIZE = "1120,1750"
+PAGES = {"report": ("reports/report.html", "1120,1750"), "projection": ("artifacts/projection/map.html", "1320,1180")}
 
 
 def main() -> None:
@@ -27,11 +27,11 @@ def main() -> None:
         raise SystemExit("picture: no Chromium was found; install it (Debian: apt-get install chromium).")
     images = Path(__file__).resolve().parent.parent / "docs" / "images"
     images.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as profile:
-        page, picture = (root / "reports/report.html").as_uri(), images / "report.png"
-        command = [browser, *FLAGS, f"--user-data-dir={profile}", f"--window-size={SIZE}", f"--screenshot={picture}", page]
-        subprocess.run(command, check=True, capture_output=True)
-    shutil.copyfile(root / "artifacts/projection/projection.png", images / "projection.png")
+    for name, (page, size) in PAGES.items():
+        with tempfile.TemporaryDirectory() as profile:
+            command = [browser, *FLAGS, f"--user-data-dir={profile}", f"--window-size={size}", "--virtual-time-budget=4000"]
+            command += [f"--screenshot={images / name}.png", (root / page).as_uri()]
+            subprocess.run(command, check=True, capture_output=True)
 
 
 if __name__ == "__main__":

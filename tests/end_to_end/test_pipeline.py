@@ -83,7 +83,10 @@ def test_mlflow_holds_one_parent_with_everything_below_it(project: Path, client:
     network = next(run for run in members if run.info.run_name == "tcn member 0")
     assert len(client.get_metric_history(network.info.run_id, "early_stopping_loss")) == 2
     assert parent.data.metrics == pytest.approx(read_json(project / "metrics/test.json"))
+    assert {"report.html", "map.html"} <= {entry.path for entry in client.list_artifacts(parent.info.run_id)}
     tags = parent.data.tags
+    assert "| ensemble |" in tags["mlflow.note.content"]
+    assert "Compare" in client.get_experiment("1").tags["mlflow.note.content"]
     assert tags["weatherglass.data_md5"] == file_md5(project / "data/ingested/panel.parquet")
     assert tags["weatherglass.prefect_flow_run_id"]
     assert parent.inputs is not None

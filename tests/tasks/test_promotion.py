@@ -13,7 +13,8 @@ from mlflow import MlflowClient
 from tasks import promotion
 from tasks.errors import UserError
 from tasks.files import read_json
-from tasks.promotion import DECISIONS, history, history_text, judged, promote, rollback
+from tasks.promotion import DECISIONS, history, history_rows, judged, promote, rollback
+from tasks.terminal import aligned
 from tasks.tracking import initialise
 
 NAME = "boardings"
@@ -86,7 +87,7 @@ def test_the_history_tells_every_version(client: MlflowClient, tmp_path: Path) -
         ("1", ["champion"], {"wql": 0.01}), ("2", [], {"wql": 0.02}), ("3", [], {"wql": 0.03})
     ]  # fmt: skip
     assert [[each["action"] for each in row["decisions"]] for row in rows] == [["rolled back to"], ["promoted"], []]
-    lines = history_text(rows).splitlines()
+    lines = aligned(history_rows(rows)).splitlines()
     assert lines[0].split() == ["version", "registered", "wql", "aliases", "decisions"]
     assert "rolled back to" in lines[1] and "(complaints)" in lines[1]
 

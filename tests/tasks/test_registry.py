@@ -57,6 +57,13 @@ def test_the_first_version_is_champion_and_the_same_bundle_again_changes_nothing
     assert again == first
 
 
+def test_pages_of_the_registry_say_what_is_guaranteed(receipts: list[dict[str, Any]]) -> None:
+    client = MlflowClient()
+    assert "@previous_champion" in client.get_registered_model(NAME).description
+    told = client.get_model_version(NAME, receipts[0]["version"]).description
+    assert "Guarantee card" in told and f"| wql | {receipts[0]['metrics']['wql']:.4f} |" in told
+
+
 def test_another_bundle_is_challenger_and_is_compared(receipts: list[dict[str, Any]], project: Path) -> None:
     first, challenger = receipts[0], receipts[2]
     assert (challenger["version"], challenger["alias"]) == ("2", "challenger")

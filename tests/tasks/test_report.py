@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tasks.report import (
+    Course,
     Fan,
     Found,
     Kind,
@@ -18,6 +19,7 @@ from tasks.report import (
     Reliability,
     ReportData,
     Selective,
+    Split,
     Steps,
     format_metric,
     render_report,
@@ -124,6 +126,24 @@ class Outline(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.stack and self.stack[-1] != "style":
             self.text.append(data)
+
+
+def test_models_are_compared_in_pairs_and_what_uncertainty_is_made_of_is_shown(data: ReportData) -> None:
+    split = Split(np.linspace(1.0, 3.0, HORIZON), np.linspace(1.0, 1.0, HORIZON))
+    course = Course(np.array(["2016-02-01", "2016-02-15", "2016-02-29"]), np.array([0.9, 0.8, 0.92]), np.array([1.0, 2.0, 2.5]))
+    against = {"tft": (0.041, 0.02, 0.063), "mamba2": (0.01, -0.02, 0.04)}
+    page = render_report(replace(data, against=against, split=split, course=course))
+    text = "".join(outline(page).text)
+    assert "+4.1\u00a0% (+2.0 to +6.3)" in text and "+1.0\u00a0% (-2.0 to +4.0)" in text
+    assert page.count("<b>+") == 1  # only the interval that leaves out zero
+    assert "is 50.0\u00a0% of the predictive variance at the first step and 25.0\u00a0% at the last" in text
+    assert "lowest after 2016-02-15 (80.0\u00a0%) and CRPS highest after 2016-02-29 (2.5)" in text
+    assert "In the second half CRPS is 125.0\u00a0% higher" in text
+    assert "CRPS against" not in "".join(outline(render_report(data)).text)
+
+
+def test_a_report_may_load_nothing(page: str) -> None:
+    assert "default-src 'none'" in page and "<script" not in page
 
 
 def outline(page: str) -> Outline:

@@ -1,0 +1,1 @@
+"""Measures of how far a two-dimensional map of many-dimensional points may be believed."""

@@ -1,0 +1,1 @@
+"""Maps of embeddings, with measures of how far each may be believed."""
