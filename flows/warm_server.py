@@ -58,7 +58,7 @@ IMPORTS = (
     "prefect.artifacts",
     "sklearn.manifold",
     "umap",
-    "tasks.project",
+    "tasks.projection.run",
     "mlflow.pyfunc",
     "tasks.registry",
     "tasks.summary",
