@@ -277,7 +277,11 @@ def _watch(folder: Path, api_url: str, idle_seconds: float) -> None:
             except BlockingIOError:
                 last_busy = time.time()
                 continue
-            if time.time() - max(last_busy, path.stat().st_mtime) >= idle_seconds:
+            try:
+                needed = max(last_busy, path.stat().st_mtime)
+            except FileNotFoundError:
+                break  # the folder was cleaned away, and nobody can find this server any more
+            if time.time() - needed >= idle_seconds:
                 break  # keep the lock: a client that comes now waits until this process is gone, then starts another
             fcntl.flock(stream, fcntl.LOCK_UN)
         if _record(folder).get("pid") == me.pid:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +137,13 @@ def test_the_server_stops_by_itself_once_its_last_client_is_killed(
     client.wait()
     wait_until_gone(root, 20)
     assert not (root / ".weatherglass" / "server" / "server.json").exists()
+
+
+def test_the_server_stops_when_its_folder_is_cleaned_away(root: Path, clean_environment: None) -> None:
+    with prefect_server(root, idle_seconds=60.0):
+        assert len(server_processes(root)) == 1
+    shutil.rmtree(root / ".weatherglass")
+    wait_until_gone(root, 20)
 
 
 @pytest.mark.parametrize("where", ["environment", "settings"])
