@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def typed_columns(frame: pd.DataFrame, params: Params) -> tuple[pd.DataFrame, di
         typed[column] = _numbers(table[column], label(column, params))
     kinds = {}
     for column in data.static:
-        numbers = pd.to_numeric(table[column], errors="coerce").astype("float64")
+        numbers = by_value(table[column], lambda values: pd.to_numeric(values, errors="coerce").astype("float64"))
         category = bool((numbers.isna() & table[column].notna()).any())
         _refuse_empty(table[column], column)
         typed[column] = table[column].astype("str") if category else numbers
@@ -95,10 +96,19 @@ def _names(column: pd.Series, name: str) -> pd.Series:
 def _refuse_empty(column: pd.Series, name: str) -> None:
     blank = column.isna()
     if not (pd.api.types.is_numeric_dtype(column) or pd.api.types.is_datetime64_any_dtype(column)):
-        blank |= column.astype("str").str.strip() == ""
+        blank |= by_value(column.astype("str"), lambda values: (values.str.strip() == "").astype("float64")) == 1.0
     empty = column.index[blank]
     if len(empty):
         raise UserError(f"Column {name}, row {empty[0]} is empty; it must be filled in every row.")
+
+
+def by_value(column: pd.Series, work: Callable[[pd.Series], pd.Series]) -> pd.Series:
+    """``work(column)``, numbers, done once for each value where they are text, of which a long table repeats few."""
+    if not isinstance(column.dtype, pd.StringDtype):
+        return work(column)
+    codes, values = pd.factorize(column)
+    found = work(pd.Series(values, dtype=column.dtype)).to_numpy(np.float64)
+    return pd.Series(np.append(found, np.nan)[codes], index=column.index)  # an empty value has the code -1
 
 
 def _numbers(column: pd.Series, name: str) -> pd.Series:
