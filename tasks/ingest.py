@@ -43,8 +43,7 @@ def ingest(params: Params, root: Path, warn: Callable[[str], None] = to_stderr) 
         When the data breaks a rule of ``validate_panel`` or cannot be read.
     """
     data = params.data
-    frame = read_chicago(params) if data.source == "chicago" else read_table(root / str(data.path), params)
-    panel, notes = validate_panel(frame, params)
+    panel, notes = validate_panel(_read(params, root), params)
     folder = root / "data" / "ingested"
     if (change := history_change(folder, panel, params)) is not None:
         warn(change)
@@ -60,10 +59,20 @@ def ingest(params: Params, root: Path, warn: Callable[[str], None] = to_stderr) 
             "columns": {"unique_id": data.id_column, "ds": data.time_column, "y": data.target_column},
             "count": data.count,
             "holidays": data.holidays,
-            "sha256": hashlib.sha256((temporary / "panel.parquet").read_bytes()).hexdigest(),
+            "sha256": _sha256(temporary / "panel.parquet"),
         }
         write_json(temporary / "meta.json", meta)
     return folder
+
+
+def _read(params: Params, root: Path) -> pd.DataFrame:
+    data = params.data
+    return read_chicago(params) if data.source == "chicago" else read_table(root / str(data.path), params)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def validate_panel(frame: pd.DataFrame, params: Params, for_training: bool = True) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -90,7 +99,8 @@ def validate_panel(frame: pd.DataFrame, params: Params, for_training: bool = Tru
         Naming the column and row, or the series and time, and what would be right.
     """
     panel, static_kinds = typed_columns(frame, params)
-    panel = panel.sort_values(["unique_id", "ds"], kind="stable")
+    del frame  # a large table is held once
+    panel = _sorted(panel)
     _refuse_duplicates(panel, params)
     _refuse_changing_statics(panel, params)
     panel["step"] = _steps(panel, params)
@@ -99,7 +109,7 @@ def validate_panel(frame: pd.DataFrame, params: Params, for_training: bool = Tru
         panel.loc[panel["ds"] > _last_moment(until), "y"] = np.nan
     panel, dropped = _split_history(panel, params, until is not None)
     panel, filled = _fill_gaps(panel, params)
-    history = panel[panel["y"].notna()]
+    history = panel.loc[panel["y"].notna(), ["unique_id", "ds", "y"]]
     lengths = history.groupby("unique_id", sort=True)["y"].size()
     notes: dict[str, Any] = {
         "n_series": len(lengths),
@@ -121,8 +131,24 @@ def validate_panel(frame: pd.DataFrame, params: Params, for_training: bool = Tru
     return panel[columns].reset_index(drop=True), notes
 
 
+def _sorted(panel: pd.DataFrame) -> pd.DataFrame:
+    """Sort by series and time, rows of one time in the order of the table; no copy where they lie so."""
+    ids, ds = panel["unique_id"], panel["ds"].to_numpy()
+    start = _starts(ids)
+    names = ids.to_numpy()[start]
+    if (names[1:] > names[:-1]).all() and ((ds[1:] >= ds[:-1]) | start[1:]).all():
+        return panel
+    return panel.sort_values(["unique_id", "ds"], kind="stable")
+
+
+def _starts(ids: pd.Series) -> np.ndarray:
+    """Where a row has another series than the one before it, bool ``(n,)``."""
+    return (ids != ids.shift()).to_numpy(bool, na_value=True)
+
+
 def _refuse_duplicates(panel: pd.DataFrame, params: Params) -> None:
-    twice = panel.index[panel.duplicated(["unique_id", "ds"])]
+    ds = panel["ds"]
+    twice = panel.index[(ds == ds.shift()).to_numpy() & ~_starts(panel["unique_id"])]
     if len(twice):
         row = panel.loc[twice.min()]
         raise UserError(
@@ -132,14 +158,17 @@ def _refuse_duplicates(panel: pd.DataFrame, params: Params) -> None:
 
 
 def _refuse_changing_statics(panel: pd.DataFrame, params: Params) -> None:
+    start = np.flatnonzero(_starts(panel["unique_id"]))
+    first = np.repeat(start, np.diff(start, append=len(panel))) if params.data.static else start
     for column in params.data.static:
-        first = panel.groupby("unique_id")[column].transform("first")
-        other = panel.index[panel[column] != first]
+        values = panel[column]
+        codes = pd.factorize(values)[0]
+        other = panel.index[codes != codes[first]]
         if len(other):
-            row = panel.loc[other.min()]
+            row, elsewhere = panel.loc[other.min()], values.iloc[first[panel.index.get_loc(other.min())]]
             raise UserError(
                 f"Column {column}, row {other.min()} holds {row[column]!r} where {_where(row, params)} has "
-                f"{first[other.min()]!r} elsewhere; a static column has one value a series."
+                f"{elsewhere!r} elsewhere; a static column has one value a series."
             )
 
 
@@ -207,8 +236,10 @@ def _split_history(panel: pd.DataFrame, params: Params, until_applies: bool) -> 
             f"series needs some ({len(silent)} such series)."
         )
     panel = panel.assign(future=panel["step"] > last)
-    panel = panel[(panel["step"] >= first) & (panel["step"] <= last + params.data.horizon)].copy()
-    panel.loc[panel["future"], list(params.data.past_only)] = np.nan
+    kept = (panel["step"] >= first) & (panel["step"] <= last + params.data.horizon)
+    panel = panel if kept.all() else panel[kept]
+    if params.data.past_only and panel["future"].any():
+        panel.loc[panel["future"], list(params.data.past_only)] = np.nan
     return panel, silent
 
 
