@@ -135,7 +135,7 @@ def _sorted(panel: pd.DataFrame) -> pd.DataFrame:
     """Sort by series and time, rows of one time in the order of the table; no copy where they lie so."""
     ids, ds = panel["unique_id"], panel["ds"].to_numpy()
     start = _starts(ids)
-    names = ids.to_numpy()[start]
+    names = ids[start].to_numpy()
     if (names[1:] > names[:-1]).all() and ((ds[1:] >= ds[:-1]) | start[1:]).all():
         return panel
     return panel.sort_values(["unique_id", "ds"], kind="stable")

@@ -64,6 +64,28 @@ def typed_columns(frame: pd.DataFrame, params: Params) -> tuple[pd.DataFrame, di
 
 
 def _check_schema(typed: pd.DataFrame, params: Params, kinds: dict[str, str]) -> None:
+    """Raise for the first value that does not fit; the schema is asked only of a table that does not plainly fit."""
+    data = params.data
+    needed = [*data.known_future, *(column for column, kind in kinds.items() if kind == "number")]
+    may_be_empty = ["y", *data.past_only]
+    if data.count or not all(
+        plainly_fits(typed[column].to_numpy(), nullable=column in may_be_empty) for column in (*needed, *may_be_empty)
+    ):
+        check_by_schema(typed, params, kinds)
+
+
+def plainly_fits(values: np.ndarray, nullable: bool) -> bool:
+    """Whether all of ``values`` (float64) are at most `LARGEST` in size, and none is empty unless ``nullable``; no copies."""
+    least, most = (np.fmin, np.fmax) if nullable else (np.minimum, np.maximum)  # the latter pass an empty value on
+    low, high = least.reduce(values), most.reduce(values)
+    return bool(low >= -LARGEST and high <= LARGEST)
+
+
+def check_by_schema(typed: pd.DataFrame, params: Params, kinds: dict[str, str]) -> None:
+    """Check a typed table against a pandera schema; what `plainly_fits` lets through it lets through too.
+
+    Raises UserError for the first row with a value that does not fit.
+    """
     import pandera.pandas as pa
 
     finite = pa.Check(lambda values: values.abs() <= LARGEST, error=_FINITE)
