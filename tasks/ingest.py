@@ -7,7 +7,7 @@ import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -42,13 +42,19 @@ def ingest(params: Params, root: Path, warn: Callable[[str], None] = to_stderr) 
     UserError
         When the data breaks a rule of ``validate_panel`` or cannot be read.
     """
+    from tasks.ingest_blocks import ingest_blocks
+
     data = params.data
-    panel, notes = validate_panel(_read(params, root), params)
     folder = root / "data" / "ingested"
-    if (change := history_change(folder, panel, params)) is not None:
-        warn(change)
     with atomic_dir(folder) as temporary:
-        panel.to_parquet(temporary / "panel.parquet", index=False)
+        path = temporary / "panel.parquet"
+        notes = ingest_blocks(root / str(data.path), params, path) if data.source == "file" else None
+        if notes is None:  # a table of moderate size, or one that must be seen whole
+            panel, notes = validate_panel(_read(params, root), params)
+            panel.to_parquet(path, index=False)
+            del panel
+        if (folder / "meta.json").exists() and (change := history_change(folder, pd.read_parquet(path), params)) is not None:
+            warn(change)
         meta = notes | {
             "source": data.source,
             "path": data.path,
@@ -59,7 +65,7 @@ def ingest(params: Params, root: Path, warn: Callable[[str], None] = to_stderr) 
             "columns": {"unique_id": data.id_column, "ds": data.time_column, "y": data.target_column},
             "count": data.count,
             "holidays": data.holidays,
-            "sha256": _sha256(temporary / "panel.parquet"),
+            "sha256": _sha256(path),
         }
         write_json(temporary / "meta.json", meta)
     return folder
@@ -98,8 +104,25 @@ def validate_panel(frame: pd.DataFrame, params: Params, for_training: bool = Tru
     UserError
         Naming the column and row, or the series and time, and what would be right.
     """
+    panel, part = regular_panel(frame, params, for_training)
+    return panel, notes_of([part], params, for_training)
+
+
+class Part(NamedTuple):
+    """What is noted of some series: rows of history of each (by name), first and last time of the target, and the rest."""
+
+    lengths: pd.Series
+    first: Any
+    last: Any
+    filled: dict[str, int]
+    dropped: list[str]
+    future_rows: int
+    static_kinds: dict[str, str]
+
+
+def regular_panel(frame: pd.DataFrame, params: Params, for_training: bool) -> tuple[pd.DataFrame, Part]:
+    """Whole series of a table, checked and regular, and what is noted of them; raises as `validate_panel` does."""
     panel, static_kinds = typed_columns(frame, params)
-    del frame  # a large table is held once
     panel = _sorted(panel)
     _refuse_duplicates(panel, params)
     _refuse_changing_statics(panel, params)
@@ -111,24 +134,32 @@ def validate_panel(frame: pd.DataFrame, params: Params, for_training: bool = Tru
     panel, filled = _fill_gaps(panel, params)
     history = panel.loc[panel["y"].notna(), ["unique_id", "ds", "y"]]
     lengths = history.groupby("unique_id", sort=True)["y"].size()
-    notes: dict[str, Any] = {
-        "n_series": len(lengths),
-        "n_rows": len(history),
-        "first": as_text(history["ds"].min()),
-        "last": as_text(history["ds"].max()),
-        "gaps_filled": filled,
-        "dropped_series": dropped,
-        "short_series": [],
-        "future_rows": int((panel.groupby("unique_id")["y"].size() - lengths).min()),
-        "static_kinds": static_kinds,
-    }
+    future_rows = int((panel.groupby("unique_id")["y"].size() - lengths).min())
     if for_training:
         _refuse_constant(history, params)
+    part = Part(lengths, history["ds"].min(), history["ds"].max(), filled, dropped, future_rows, static_kinds)
+    columns = ["unique_id", "ds", "y", *params.data.covariates]
+    return panel[columns].reset_index(drop=True), part
+
+
+def notes_of(parts: list[Part], params: Params, for_training: bool = True) -> dict[str, Any]:
+    """What `validate_panel` notes of a panel that was checked in ``parts``; raises UserError where it is too short."""
+    lengths = pd.concat([part.lengths for part in parts])
+    short: list[str] = []
+    if for_training:
         settings = derive_settings(params, lengths.tolist())
-        notes["short_series"] = lengths.index[lengths < settings.context + settings.horizon].tolist()
-    data = params.data
-    columns = ["unique_id", "ds", "y", *data.covariates]
-    return panel[columns].reset_index(drop=True), notes
+        short = lengths.index[lengths < settings.context + settings.horizon].tolist()
+    return {
+        "n_series": len(lengths),
+        "n_rows": int(lengths.sum()),
+        "first": as_text(min(part.first for part in parts)),
+        "last": as_text(max(part.last for part in parts)),
+        "gaps_filled": {name: count for part in parts for name, count in part.filled.items()},
+        "dropped_series": [name for part in parts for name in part.dropped],
+        "short_series": short,
+        "future_rows": min(part.future_rows for part in parts),
+        "static_kinds": parts[0].static_kinds,
+    }
 
 
 def _sorted(panel: pd.DataFrame) -> pd.DataFrame:
