@@ -138,7 +138,7 @@ def load_prepared(root: Path) -> Prepared:
     meta = read_json(folder / "meta.json")
     windows = {}
     for fold in meta["folds"]:
-        pairs = torch.from_numpy(np.load(folder / f"windows_{fold['name']}.npy"))
+        pairs = torch.from_numpy(np.load(folder / f"windows_{fold['name']}.npy", mmap_mode="c"))
         windows[fold["name"]] = Windows(pairs[0], pairs[1])
-    ds = np.load(folder / "ds.npy")
+    ds = np.load(folder / "ds.npy", mmap_mode="r")
     return Prepared(Panel(encoding.schema, *_mapped(folder)), encoding, np.array(meta["ids"], dtype=object), ds, windows, meta)
