@@ -65,7 +65,7 @@ NOTES = (
 )
 
 
-def run(command: Sequence[str], folder: Path | None, seconds: float, gigabytes: float) -> Figures:
+def run(command: Sequence[str], folder: Path, seconds: float, gigabytes: float) -> Figures:
     """Figures that a process prints last, or where it gave up: ``time``, ``memory``, or ``failure`` with its last words."""
     log, started, most = folder / "log.txt", time.monotonic(), 0
     variables = {name: value for name, value in os.environ.items() if not name.startswith("WEATHERGLASS_")}
@@ -172,7 +172,7 @@ def points_of(by_rows: Mapping[str, Figures], key: str) -> dict[float, float]:
 
 def exponents(found: Mapping[str, Mapping[str, Figures]]) -> dict[str, float]:
     """``exponent_<name>`` of seconds and ``memory_exponent_<name>`` of the memory above the start's, where two sizes tell."""
-    result = {}
+    result: dict[str, float] = {}
     for name, by_rows in found.items():
         held = {
             rows: {"mb": max(each["peak_mb"] - each["start_mb"], 1.0)} for rows, each in by_rows.items() if "peak_mb" in each
