@@ -130,7 +130,7 @@ def measure(
 ) -> dict[str, Any]:
     """Take panels of every size through the path and the peers, smallest first; ``limits`` are seconds and gigabytes.
 
-    Returns ``rows`` and ``series`` of each size, and figures ``{name: {rows: figures}}`` of stages and peers.
+    Returns ``rows`` and ``series`` of each size, ``names`` of stages and peers in order, and figures ``{name: {rows: figures}}`` of stages and peers.
     """
     found: dict[str, dict[str, Figures]] = {}
     rows_of: list[int] = []
@@ -152,7 +152,12 @@ def measure(
             if "gave_up" in figures:
                 asked.pop(name, None)
                 stages = () if name in STAGES else stages
-    return {"rows": rows_of, "series": [scale_data.shape_of(rows)[0] for rows in rows_of], "figures": found}
+    return {
+        "rows": rows_of,
+        "series": [scale_data.shape_of(rows)[0] for rows in rows_of],
+        "names": list(found),
+        "figures": found,
+    }
 
 
 def slope(points: Mapping[float, float]) -> float:

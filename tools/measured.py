@@ -122,8 +122,8 @@ def scale(result: dict[str, Any]) -> list[str]:
         "| stage | " + " | ".join(f"{int(rows):,} rows" for rows in sizes) + " | exponent |",
         "|---|" + "---|" * (len(sizes) + 1),
     ]
-    for name, by_rows in result["figures"].items():
-        cells = []
+    for name in result["names"]:
+        by_rows, cells = result["figures"][name], []
         for found in (by_rows.get(rows, {}) for rows in sizes):
             measured = f"{found.get('seconds', 0):.2f} s, {found.get('peak_mb', 0):,.0f} MB" if "seconds" in found else "-"
             cells.append(f"gave up: {found['gave_up']}" if "gave_up" in found else measured)
