@@ -61,7 +61,8 @@ NOTES = (
     "and load over our prepare and load; ratio_with_ingest counts our ingest, with its checks of the data, too.",
     "pytorch-forecasting: target normalised per series, its faster setting. NeuralForecast: batches from one series, its "
     "fastest; its windows are not yet scaled, as ours are.",
-    "extrapolated: from where the peer gave up, along the line through its two largest sizes in logarithms.",
+    "extrapolated: beyond where the peer gave up, along the line through its two largest sizes in logarithms, or in proportion "
+    "to rows where that line is less steep.",
 )
 
 
@@ -130,7 +131,8 @@ def measure(
 ) -> dict[str, Any]:
     """Take panels of every size through the path and the peers, smallest first; ``limits`` are seconds and gigabytes.
 
-    Returns ``rows`` and ``series`` of each size, ``names`` of stages and peers in order, and figures ``{name: {rows: figures}}`` of stages and peers.
+    Returns ``rows`` and ``series`` of each size, ``names`` of stages and peers in order, and their figures
+    ``{name: {rows: figures}}``.
     """
     found: dict[str, dict[str, Figures]] = {}
     rows_of: list[int] = []
@@ -152,12 +154,8 @@ def measure(
             if "gave_up" in figures:
                 asked.pop(name, None)
                 stages = () if name in STAGES else stages
-    return {
-        "rows": rows_of,
-        "series": [scale_data.shape_of(rows)[0] for rows in rows_of],
-        "names": list(found),
-        "figures": found,
-    }
+    series = [scale_data.shape_of(rows)[0] for rows in rows_of]
+    return {"rows": rows_of, "series": series, "names": list(found), "figures": found}
 
 
 def slope(points: Mapping[float, float]) -> float:
@@ -188,12 +186,15 @@ def exponents(found: Mapping[str, Mapping[str, Figures]]) -> dict[str, float]:
 
 
 def extrapolated(by_rows: Mapping[str, Figures], rows: int) -> float | None:
-    """Seconds at ``rows`` along the line through the two largest measured sizes in logarithms; None for fewer than two."""
+    """Seconds at ``rows``, larger than those measured, from the two largest sizes; None for fewer than two.
+
+    Along their line in logarithms, or in proportion to rows where that is less steep: a flat line shows what any size costs.
+    """
     every = sorted((float(size), figures["seconds"]) for size, figures in by_rows.items() if "seconds" in figures)
     if len(every) < 2:
         return None
     (_, _), (last, seconds) = every[-2:]
-    return float(seconds * (rows / last) ** slope(dict(every[-2:])))
+    return float(seconds * (rows / last) ** max(slope(dict(every[-2:])), 1.0))
 
 
 def ratios(found: Mapping[str, Mapping[str, Figures]], peers: Sequence[str]) -> dict[str, Any]:

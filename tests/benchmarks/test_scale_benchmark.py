@@ -130,6 +130,12 @@ def test_a_peer_that_gave_up_is_extrapolated_and_said_to_be() -> None:
     assert "gave up: time" in text and "200.0 at 1,000,000 (extrapolated)" in text
 
 
+def test_extrapolation_is_at_least_proportional() -> None:
+    assert scale.extrapolated(figures_of(3.0, 4.0), 10**7) == pytest.approx(400.0)
+    assert scale.extrapolated(figures_of(1.0, 100.0), 10**6) == pytest.approx(10_000.0)
+    assert scale.extrapolated(figures_of(1.0, None), 10**6) is None
+
+
 def test_the_command_measures_every_size_until_somebody_gives_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
