@@ -67,6 +67,8 @@ class Predictive:
     def quantile(self, level: Tensor) -> Tensor:
         """Quantile at ``level`` in (0, 1), broadcast against the leading axes: ``(...)``."""
         level = torch.as_tensor(level, dtype=torch.float64, device=self.values.device)
+        if level.dim() == 0:  # one level for all: its side alone
+            return self.tail_quantile(level, upper=False) if level <= 0.5 else self.tail_quantile(1 - level, upper=True)
         return torch.where(level <= 0.5, self.tail_quantile(level, upper=False), self.tail_quantile(1 - level, upper=True))
 
     def tail_quantile(self, tail: Tensor, *, upper: bool) -> Tensor:

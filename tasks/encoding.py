@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,9 @@ from models.panel import Panel, PanelSchema
 from tasks.calendar import calendar_features, step_seconds
 from tasks.params import Params
 from tasks.settings import Settings
+
+if TYPE_CHECKING:
+    from tasks.ingested import IngestedPanel
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class Encoding:
     minimum: float | None
 
     @classmethod
-    def fit(cls, frame: pd.DataFrame, params: Params, settings: Settings, train: np.ndarray) -> Encoding:
-        """Fit on the rows of ``frame`` where ``train`` (bool ``(n_rows,)``) holds."""
+    def fit(cls, frame: pd.DataFrame | IngestedPanel, params: Params, settings: Settings, train: np.ndarray) -> Encoding:
+        """Fit on the rows of ``frame`` where ``train`` (bool ``(n_rows,)``) holds; asks for its columns one at a time."""
         data = params.data
         known, past, _ = data.known_future, data.past_only, data.static
         static_reals = tuple(name for name in data.static if pd.api.types.is_numeric_dtype(frame[name]))
@@ -47,7 +50,7 @@ class Encoding:
             column = column[train & ~np.isnan(column)]
             deviation = float(column.std()) if len(column) else 0.0
             moments[name] = (float(column.mean()) if len(column) else 0.0, deviation if deviation > 1e-12 else 1.0)
-        vocabularies = {name: sorted(frame.loc[train, name].astype(str).unique().tolist()) for name in ("unique_id", *static)}
+        vocabularies = {name: _values(frame[name][train]) for name in ("unique_id", *static)}
         reals, categories = _calendar_names(data.frequency, data.holidays) if settings.calendar else ((), ())
         schema = PanelSchema(
             known=(*known, *static_reals, *reals),
@@ -120,7 +123,12 @@ PART = "part"
 """Column by which two series of one name are told apart, where a table has it."""
 
 
-def series_starts(frame: pd.DataFrame) -> np.ndarray:
+def _values(column: pd.Series) -> list[str]:
+    """Its distinct values as text, in order."""
+    return sorted(set(pd.Series(column.unique()).astype(str)))
+
+
+def series_starts(frame: pd.DataFrame | IngestedPanel) -> np.ndarray:
     """Row at which each series of a table sorted by ``unique_id`` (by `PART` first) begins, int64 ``(n_series,)``."""
     ids = frame["unique_id"]
     starts = (ids != ids.shift()).to_numpy(bool, na_value=True)

@@ -7,7 +7,7 @@ import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -42,14 +42,19 @@ def ingest(params: Params, root: Path, warn: Callable[[str], None] = to_stderr) 
     UserError
         When the data breaks a rule of ``validate_panel`` or cannot be read.
     """
+    from tasks.ingest_blocks import ingest_blocks
+
     data = params.data
-    frame = read_chicago(params) if data.source == "chicago" else read_table(root / str(data.path), params)
-    panel, notes = validate_panel(frame, params)
     folder = root / "data" / "ingested"
-    if (change := history_change(folder, panel, params)) is not None:
-        warn(change)
     with atomic_dir(folder) as temporary:
-        panel.to_parquet(temporary / "panel.parquet", index=False)
+        path = temporary / "panel.parquet"
+        notes = ingest_blocks(root / str(data.path), params, path) if data.source == "file" else None
+        if notes is None:  # a table of moderate size, or one that must be seen whole
+            panel, notes = validate_panel(_read(params, root), params)
+            panel.to_parquet(path, index=False)
+            del panel
+        if (folder / "meta.json").exists() and (change := history_change(folder, pd.read_parquet(path), params)) is not None:
+            warn(change)
         meta = notes | {
             "source": data.source,
             "path": data.path,
@@ -60,10 +65,20 @@ def ingest(params: Params, root: Path, warn: Callable[[str], None] = to_stderr) 
             "columns": {"unique_id": data.id_column, "ds": data.time_column, "y": data.target_column},
             "count": data.count,
             "holidays": data.holidays,
-            "sha256": hashlib.sha256((temporary / "panel.parquet").read_bytes()).hexdigest(),
+            "sha256": _sha256(path),
         }
         write_json(temporary / "meta.json", meta)
     return folder
+
+
+def _read(params: Params, root: Path) -> pd.DataFrame:
+    data = params.data
+    return read_chicago(params) if data.source == "chicago" else read_table(root / str(data.path), params)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def validate_panel(frame: pd.DataFrame, params: Params, for_training: bool = True) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -89,8 +104,26 @@ def validate_panel(frame: pd.DataFrame, params: Params, for_training: bool = Tru
     UserError
         Naming the column and row, or the series and time, and what would be right.
     """
+    panel, part = regular_panel(frame, params, for_training)
+    return panel, notes_of([part], params, for_training)
+
+
+class Part(NamedTuple):
+    """What is noted of some series: rows of history of each (by name), first and last time of the target, and the rest."""
+
+    lengths: pd.Series
+    first: Any
+    last: Any
+    filled: dict[str, int]
+    dropped: list[str]
+    future_rows: int
+    static_kinds: dict[str, str]
+
+
+def regular_panel(frame: pd.DataFrame, params: Params, for_training: bool) -> tuple[pd.DataFrame, Part]:
+    """Whole series of a table, checked and regular, and what is noted of them; raises as `validate_panel` does."""
     panel, static_kinds = typed_columns(frame, params)
-    panel = panel.sort_values(["unique_id", "ds"], kind="stable")
+    panel = _sorted(panel)
     _refuse_duplicates(panel, params)
     _refuse_changing_statics(panel, params)
     panel["step"] = _steps(panel, params)
@@ -99,30 +132,54 @@ def validate_panel(frame: pd.DataFrame, params: Params, for_training: bool = Tru
         panel.loc[panel["ds"] > _last_moment(until), "y"] = np.nan
     panel, dropped = _split_history(panel, params, until is not None)
     panel, filled = _fill_gaps(panel, params)
-    history = panel[panel["y"].notna()]
+    history = panel.loc[panel["y"].notna(), ["unique_id", "ds", "y"]]
     lengths = history.groupby("unique_id", sort=True)["y"].size()
-    notes: dict[str, Any] = {
-        "n_series": len(lengths),
-        "n_rows": len(history),
-        "first": as_text(history["ds"].min()),
-        "last": as_text(history["ds"].max()),
-        "gaps_filled": filled,
-        "dropped_series": dropped,
-        "short_series": [],
-        "future_rows": int((panel.groupby("unique_id")["y"].size() - lengths).min()),
-        "static_kinds": static_kinds,
-    }
+    future_rows = int((panel.groupby("unique_id")["y"].size() - lengths).min())
     if for_training:
         _refuse_constant(history, params)
+    part = Part(lengths, history["ds"].min(), history["ds"].max(), filled, dropped, future_rows, static_kinds)
+    columns = ["unique_id", "ds", "y", *params.data.covariates]
+    return panel[columns].reset_index(drop=True), part
+
+
+def notes_of(parts: list[Part], params: Params, for_training: bool = True) -> dict[str, Any]:
+    """What `validate_panel` notes of a panel that was checked in ``parts``; raises UserError where it is too short."""
+    lengths = pd.concat([part.lengths for part in parts])
+    short: list[str] = []
+    if for_training:
         settings = derive_settings(params, lengths.tolist())
-        notes["short_series"] = lengths.index[lengths < settings.context + settings.horizon].tolist()
-    data = params.data
-    columns = ["unique_id", "ds", "y", *data.covariates]
-    return panel[columns].reset_index(drop=True), notes
+        short = lengths.index[lengths < settings.context + settings.horizon].tolist()
+    return {
+        "n_series": len(lengths),
+        "n_rows": int(lengths.sum()),
+        "first": as_text(min(part.first for part in parts)),
+        "last": as_text(max(part.last for part in parts)),
+        "gaps_filled": {name: count for part in parts for name, count in part.filled.items()},
+        "dropped_series": [name for part in parts for name in part.dropped],
+        "short_series": short,
+        "future_rows": min(part.future_rows for part in parts),
+        "static_kinds": parts[0].static_kinds,
+    }
+
+
+def _sorted(panel: pd.DataFrame) -> pd.DataFrame:
+    """Sort by series and time, rows of one time in the order of the table; no copy where they lie so."""
+    ids, ds = panel["unique_id"], panel["ds"].to_numpy()
+    start = _starts(ids)
+    names = ids[start].to_numpy()
+    if (names[1:] > names[:-1]).all() and ((ds[1:] >= ds[:-1]) | start[1:]).all():
+        return panel
+    return panel.sort_values(["unique_id", "ds"], kind="stable")
+
+
+def _starts(ids: pd.Series) -> np.ndarray:
+    """Where a row has another series than the one before it, bool ``(n,)``."""
+    return (ids != ids.shift()).to_numpy(bool, na_value=True)
 
 
 def _refuse_duplicates(panel: pd.DataFrame, params: Params) -> None:
-    twice = panel.index[panel.duplicated(["unique_id", "ds"])]
+    ds = panel["ds"]
+    twice = panel.index[(ds == ds.shift()).to_numpy() & ~_starts(panel["unique_id"])]
     if len(twice):
         row = panel.loc[twice.min()]
         raise UserError(
@@ -132,14 +189,17 @@ def _refuse_duplicates(panel: pd.DataFrame, params: Params) -> None:
 
 
 def _refuse_changing_statics(panel: pd.DataFrame, params: Params) -> None:
+    start = np.flatnonzero(_starts(panel["unique_id"]))
+    first = np.repeat(start, np.diff(start, append=len(panel))) if params.data.static else start
     for column in params.data.static:
-        first = panel.groupby("unique_id")[column].transform("first")
-        other = panel.index[panel[column] != first]
+        values = panel[column]
+        codes = pd.factorize(values)[0]
+        other = panel.index[codes != codes[first]]
         if len(other):
-            row = panel.loc[other.min()]
+            row, elsewhere = panel.loc[other.min()], values.iloc[first[panel.index.get_loc(other.min())]]
             raise UserError(
                 f"Column {column}, row {other.min()} holds {row[column]!r} where {_where(row, params)} has "
-                f"{first[other.min()]!r} elsewhere; a static column has one value a series."
+                f"{elsewhere!r} elsewhere; a static column has one value a series."
             )
 
 
@@ -207,8 +267,10 @@ def _split_history(panel: pd.DataFrame, params: Params, until_applies: bool) -> 
             f"series needs some ({len(silent)} such series)."
         )
     panel = panel.assign(future=panel["step"] > last)
-    panel = panel[(panel["step"] >= first) & (panel["step"] <= last + params.data.horizon)].copy()
-    panel.loc[panel["future"], list(params.data.past_only)] = np.nan
+    kept = (panel["step"] >= first) & (panel["step"] <= last + params.data.horizon)
+    panel = panel if kept.all() else panel[kept]
+    if params.data.past_only and panel["future"].any():
+        panel.loc[panel["future"], list(params.data.past_only)] = np.nan
     return panel, silent
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def typed_columns(frame: pd.DataFrame, params: Params) -> tuple[pd.DataFrame, di
         typed[column] = _numbers(table[column], label(column, params))
     kinds = {}
     for column in data.static:
-        numbers = pd.to_numeric(table[column], errors="coerce").astype("float64")
+        numbers = by_value(table[column], lambda values: pd.to_numeric(values, errors="coerce").astype("float64"))
         category = bool((numbers.isna() & table[column].notna()).any())
         _refuse_empty(table[column], column)
         typed[column] = table[column].astype("str") if category else numbers
@@ -63,6 +64,28 @@ def typed_columns(frame: pd.DataFrame, params: Params) -> tuple[pd.DataFrame, di
 
 
 def _check_schema(typed: pd.DataFrame, params: Params, kinds: dict[str, str]) -> None:
+    """Raise for the first value that does not fit; the schema is asked only of a table that does not plainly fit."""
+    data = params.data
+    needed = [*data.known_future, *(column for column, kind in kinds.items() if kind == "number")]
+    may_be_empty = ["y", *data.past_only]
+    if data.count or not all(
+        plainly_fits(typed[column].to_numpy(), nullable=column in may_be_empty) for column in (*needed, *may_be_empty)
+    ):
+        check_by_schema(typed, params, kinds)
+
+
+def plainly_fits(values: np.ndarray, nullable: bool) -> bool:
+    """Whether all of ``values`` (float64) are at most `LARGEST` in size, and none is empty unless ``nullable``; no copies."""
+    least, most = (np.fmin, np.fmax) if nullable else (np.minimum, np.maximum)  # the latter pass an empty value on
+    low, high = least.reduce(values), most.reduce(values)
+    return bool(low >= -LARGEST and high <= LARGEST)
+
+
+def check_by_schema(typed: pd.DataFrame, params: Params, kinds: dict[str, str]) -> None:
+    """Check a typed table against a pandera schema; what `plainly_fits` lets through it lets through too.
+
+    Raises UserError for the first row with a value that does not fit.
+    """
     import pandera.pandas as pa
 
     finite = pa.Check(lambda values: values.abs() <= LARGEST, error=_FINITE)
@@ -95,10 +118,19 @@ def _names(column: pd.Series, name: str) -> pd.Series:
 def _refuse_empty(column: pd.Series, name: str) -> None:
     blank = column.isna()
     if not (pd.api.types.is_numeric_dtype(column) or pd.api.types.is_datetime64_any_dtype(column)):
-        blank |= column.astype("str").str.strip() == ""
+        blank |= by_value(column.astype("str"), lambda values: (values.str.strip() == "").astype("float64")) == 1.0
     empty = column.index[blank]
     if len(empty):
         raise UserError(f"Column {name}, row {empty[0]} is empty; it must be filled in every row.")
+
+
+def by_value(column: pd.Series, work: Callable[[pd.Series], pd.Series]) -> pd.Series:
+    """``work(column)``, numbers, done once for each value where they are text, of which a long table repeats few."""
+    if not isinstance(column.dtype, pd.StringDtype):
+        return work(column)
+    codes, values = pd.factorize(column)
+    found = work(pd.Series(values, dtype=column.dtype)).to_numpy(np.float64)
+    return pd.Series(np.append(found, np.nan)[codes], index=column.index)  # an empty value has the code -1
 
 
 def _numbers(column: pd.Series, name: str) -> pd.Series:

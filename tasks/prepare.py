@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from models.panel import Panel, Windows
 from tasks.encoding import Encoding, series_starts
 from tasks.files import atomic_dir, read_json, write_json
 from tasks.folds import claim, fold_table, fold_windows, lay_folds
+from tasks.ingested import BLOCK, IngestedPanel
 from tasks.params import Params
 from tasks.settings import derive_settings
 
@@ -64,20 +65,20 @@ def prepare(params: Params, root: Path) -> Path:
 
     Raises UserError where the data is too short for the folds.
     """
-    frame = pd.read_parquet(root / INGESTED / "panel.parquet")
-    starts = series_starts(frame)
-    observed = np.add.reduceat(frame["y"].notna().to_numpy().astype(np.int64), starts)
+    table = IngestedPanel(root / INGESTED / "panel.parquet")
+    starts = series_starts(table)
+    has_target = table["y"].notna().to_numpy()
+    observed = np.add.reduceat(has_target, starts, dtype=np.int64)
     settings = derive_settings(params, observed.tolist())
-    step = time_step(frame["ds"], params.data.frequency)
-    has_target = frame["y"].notna().to_numpy()
+    step = time_step(table["ds"], params.data.frequency)
     folds = lay_folds(settings, int(step[has_target].max()) + 1)
-    encoding = Encoding.fit(frame, params, settings, train=has_target & (step < folds[0].end))
-    panel = encoding.panel(frame)
-    windows = {fold.name: fold_windows(fold, panel, step[starts], settings) for fold in folds}
+    first_step, train = step[starts], has_target & (step < folds[0].end)
+    del step, has_target  # a row's share of memory counts from here on
+    encoding = Encoding.fit(table, params, settings, train)
     with atomic_dir(root / PREPARED) as folder:
-        for name in ARRAYS:
-            np.save(folder / f"{name}.npy", getattr(panel, name).numpy())
-        np.save(folder / "ds.npy", frame["ds"].to_numpy())
+        panel = write_panel(encoding, table, folder)
+        windows = {fold.name: fold_windows(fold, panel, first_step, settings) for fold in folds}
+        np.save(folder / "ds.npy", table["ds"].to_numpy())
         for name, chosen in windows.items():
             np.save(folder / f"windows_{name}.npy", torch.stack([chosen.series, chosen.cutoff]).numpy())
         write_json(folder / "encoding.json", encoding.state())
@@ -87,12 +88,47 @@ def prepare(params: Params, root: Path) -> Path:
                 "settings": settings.__dict__,
                 "folds": fold_table(folds),
                 "windows": {name: len(chosen) for name, chosen in windows.items()},
-                "first_step": step[starts],
-                "ids": frame["unique_id"].to_numpy()[starts].tolist(),
+                "first_step": first_step,
+                "ids": table["unique_id"].iloc[starts].astype(str).tolist(),
                 "frequency": params.data.frequency,
             },
         )
     return root / PREPARED
+
+
+def write_panel(encoding: Encoding, table: IngestedPanel, folder: Path, rows: int = BLOCK) -> Panel:
+    """Write what ``encoding.panel`` makes of the whole table, ``ARRAYS`` as ``.npy``, a block of series at a time.
+
+    Returns the panel mapped from these files.
+    """
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("static", "offsets", "observed")}
+    written = 0
+    with (folder / "rows.npy").open("wb") as values, (folder / "codes.npy").open("wb") as codes:
+        for block in table.blocks(rows):
+            panel = encoding.panel(block)
+            if not written:
+                _header(values, panel.rows.numpy(), len(table))
+                _header(codes, panel.codes.numpy(), len(table))
+            panel.rows.numpy().tofile(values)
+            panel.codes.numpy().tofile(codes)
+            for name, found in parts.items():
+                found.append(getattr(panel, name).numpy())
+            parts["offsets"][-1] = parts["offsets"][-1][:-1] + written
+            written += len(block)
+    parts["offsets"].append(np.array([written], dtype=np.int64))
+    for name, found in parts.items():
+        np.save(folder / f"{name}.npy", np.concatenate(found))
+    return Panel(encoding.schema, *_mapped(folder))
+
+
+def _header(stream: BinaryIO, block: np.ndarray, rows: int) -> None:
+    """Begin the ``.npy`` file of an array with the columns of ``block`` and ``rows`` rows, as np.save does."""
+    described = {"descr": np.lib.format.dtype_to_descr(block.dtype), "fortran_order": False, "shape": (rows, *block.shape[1:])}
+    np.lib.format.write_array_header_1_0(stream, described)
+
+
+def _mapped(folder: Path) -> list[torch.Tensor]:
+    return [torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in ARRAYS]
 
 
 def load_prepared(root: Path) -> Prepared:
@@ -100,10 +136,9 @@ def load_prepared(root: Path) -> Prepared:
     folder = root / PREPARED
     encoding = Encoding.from_state(read_json(folder / "encoding.json"))
     meta = read_json(folder / "meta.json")
-    arrays = [torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in ARRAYS]
     windows = {}
     for fold in meta["folds"]:
-        pairs = torch.from_numpy(np.load(folder / f"windows_{fold['name']}.npy"))
+        pairs = torch.from_numpy(np.load(folder / f"windows_{fold['name']}.npy", mmap_mode="c"))
         windows[fold["name"]] = Windows(pairs[0], pairs[1])
-    ds = np.load(folder / "ds.npy")
-    return Prepared(Panel(encoding.schema, *arrays), encoding, np.array(meta["ids"], dtype=object), ds, windows, meta)
+    ds = np.load(folder / "ds.npy", mmap_mode="r")
+    return Prepared(Panel(encoding.schema, *_mapped(folder)), encoding, np.array(meta["ids"], dtype=object), ds, windows, meta)

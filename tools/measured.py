@@ -3,8 +3,8 @@
     python tools/measured.py [--run ROOT]    # --run copies metrics/test.json of a finished run first
 
 chicago.json comes from `make run`, loader.json from `python -m benchmarks.loader --json docs/measured/loader.json`, and
-accuracy_<dataset>.json from `python -m benchmarks.accuracy`, and uncertainty.json, overhead.json, serving.json and
-projection.json from the benchmarks of these names.
+accuracy_<dataset>.json from `python -m benchmarks.accuracy`, and uncertainty.json, overhead.json, serving.json, scale.json
+and projection.json from the benchmarks of these names.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def table() -> str:
         ]
     if (MEASURED / "uncertainty.json").exists():
         lines += ["", *intervals(json.loads((MEASURED / "uncertainty.json").read_text(encoding="utf-8")))]
-    for name, told_by in (("overhead", overhead), ("serving", serving), ("projection", projection)):
+    for name, told_by in (("overhead", overhead), ("serving", serving), ("projection", projection), ("scale", scale)):
         if (MEASURED / f"{name}.json").exists():
             lines += ["", *told_by(json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8")))]
     return "\n".join(lines)
@@ -109,6 +109,27 @@ def projection(result: dict[str, Any]) -> list[str]:
     for name, found in result["methods"].items():
         figures = f"{found['seconds']:.1f} | {found['trustworthiness']:.4f} | {found['preservation']:.4f}"
         lines.append(f"| {name.replace('_', ' ')} | {figures} |")
+    return lines
+
+
+def scale(result: dict[str, Any]) -> list[str]:
+    """Seconds and peak memory of each stage and peer by size, and where one gave up."""
+    sizes = [str(rows) for rows in result["rows"]]
+    lines = [
+        f"The path as a panel grows, one thread, one {result['family']} network; a stage or peer gives up at "
+        f"{result['limit_seconds']:.0f} s or {result['limit_gb']:.0f} GB (`python -m benchmarks.scale`):",
+        "",
+        "| stage | " + " | ".join(f"{int(rows):,} rows" for rows in sizes) + " | exponent |",
+        "|---|" + "---|" * (len(sizes) + 1),
+    ]
+    for name in result["names"]:
+        by_rows, cells = result["figures"][name], []
+        for found in (by_rows.get(rows, {}) for rows in sizes):
+            measured = f"{found.get('seconds', 0):.2f} s, {found.get('peak_mb', 0):,.0f} MB" if "seconds" in found else "-"
+            cells.append(f"gave up: {found['gave_up']}" if "gave_up" in found else measured)
+        exponent = result.get(f"exponent_{name}")
+        shown = "-" if exponent is None else f"{exponent:.2f}"
+        lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + f" | {shown} |")
     return lines
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from models.predictive import LEVELS, Predictive, pinball_loss
 
+CRPS_ROWS = 512
+"""Windows whose CRPS is computed at once: what they need stays in the processor's cache, and memory does not grow with them."""
 DECILES = [LEVELS.index(round(0.1 * i, 1)) for i in range(1, 10)]
 
 
@@ -25,8 +27,15 @@ def crps(predictive: Predictive, target: Tensor, points: int = 100) -> Tensor:
 
     ``2 * integral of the pinball loss over the level`` (Gneiting and Raftery, 2007), by the midpoint rule.
     """
-    levels = (torch.arange(points, dtype=torch.float64) + 0.5) / points
     target = target.to(torch.float64)
+    if not target.dim() or len(target) != len(predictive.values):  # one window, or shapes that broadcast
+        return _crps(predictive, target, points)
+    parts = zip(predictive.values.split(CRPS_ROWS), target.split(CRPS_ROWS), strict=True)
+    return torch.cat([_crps(Predictive(values), truth, points) for values, truth in parts])
+
+
+def _crps(predictive: Predictive, target: Tensor, points: int) -> Tensor:
+    levels = (torch.arange(points, dtype=torch.float64) + 0.5) / points
     total = torch.zeros_like(target)
     for level in levels:
         total += pinball_loss(predictive.quantile(level)[..., None], target, level[None])[..., 0]

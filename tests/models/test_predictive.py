@@ -30,7 +30,7 @@ def normal_quantiles() -> Tensor:
 @pytest.mark.parametrize("level", [1e-12, 1e-6, 0.005, 0.01, 0.0372, 0.05, 0.3, 0.5, 0.6, 0.99, 0.995, 1 - 1e-6, 1 - 1e-12])
 def test_cdf_is_the_inverse_of_quantile(level: float) -> None:
     predictive = random_predictive()
-    back = predictive.cdf(predictive.quantile(torch.tensor(level)))
+    back = predictive.cdf(predictive.quantile(torch.tensor(level, dtype=torch.float64)))
     torch.testing.assert_close(back, torch.full_like(back, level), rtol=1e-6, atol=1e-15)
 
 
@@ -59,6 +59,12 @@ def test_mirrored_distribution_mirrors_every_answer() -> None:
     torch.testing.assert_close(mirror.quantile(1 - level), -predictive.quantile(level), rtol=1e-6, atol=0)
     torch.testing.assert_close(mirror.variance, predictive.variance, rtol=1e-9, atol=0)
     torch.testing.assert_close(mirror.mean, -predictive.mean, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("level", [1e-9, 0.2, 0.5, 0.5000001, 0.9, 1 - 1e-9])
+def test_one_level_for_all_is_that_level_for_each(level: float) -> None:
+    predictive, one = random_predictive(), torch.tensor(level, dtype=torch.float64)
+    assert torch.equal(predictive.quantile(one), predictive.quantile(one.expand(6)))
 
 
 def test_zero_tail_is_infinitely_far() -> None:

@@ -55,6 +55,17 @@ def test_crps_of_normal_quantiles_is_near_the_closed_form() -> None:
     np.testing.assert_allclose(actual, expected, atol=0.05, rtol=0.05)
 
 
+@pytest.mark.parametrize("rows", [1, 7, 39, 40, 1000])
+def test_crps_in_parts_is_that_of_all_at_once(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictive, target, _, _ = normal_forecasts()
+    expected = scores._crps(predictive, target, 100)
+    monkeypatch.setattr(scores, "CRPS_ROWS", rows)
+    assert torch.equal(scores.crps(predictive, target), expected)
+    assert scores.crps(Predictive(predictive.values[:0]), target[:0]).shape == (0, 3)
+    one = scores.crps(Predictive(predictive.values[0, 0]), target[0])  # a distribution against several truths
+    assert torch.equal(one[:1], expected[0, :1]) and one.shape == (3,)
+
+
 def test_crps_equals_its_integral_over_the_distribution_function() -> None:
     """``integral of (F(x) - 1[y <= x])^2`` (Gneiting and Raftery, 2007, eq. 20) on a fine grid of x."""
     predictive, target = Predictive(NORMAL.expand(3, -1)), torch.tensor([-2.0, 0.1, 3.0], dtype=torch.float64)

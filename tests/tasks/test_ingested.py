@@ -1,0 +1,70 @@
+"""The panel read by columns and blocks gives what the whole table in memory gives, to the byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tasks.encoding import Encoding, series_starts
+from tasks.ingested import IngestedPanel
+from tasks.params import Params, derive_settings
+from tasks.prepare import ARRAYS, write_panel
+
+LENGTHS = {"a": 40, "b": 1, "c": 33, "d": 200, "e": 2}
+PARAMS = Params.model_validate(
+    {
+        "data": {"horizon": 2, "known_future": ["promo"], "past_only": ["rain"], "static": ["kind", "size"], "holidays": "US"},
+        "features": {"context": 4, "lags": []},
+    }
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Five series of unequal length, a future row at the end of each but the shortest, in row groups of 50 rows."""
+    random, parts = np.random.default_rng(1), []
+    for number, (name, steps) in enumerate(LENGTHS.items()):
+        ds = pd.date_range("2019-12-20", periods=steps).as_unit("ns")
+        part = pd.DataFrame({"unique_id": name, "ds": ds, "y": random.normal(size=steps), "promo": random.normal(9, 2, steps)})
+        part["rain"], part["kind"], part["size"] = random.gamma(2, size=steps), ["mall", "shop"][number % 2], float(number)
+        if steps > 1:
+            part.loc[steps - 1, ["y", "rain"]] = np.nan
+        parts.append(part)
+    pd.concat(parts, ignore_index=True).to_parquet(tmp_path / "panel.parquet", index=False, row_group_size=50)
+    return tmp_path / "panel.parquet"
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64, 1000])
+def test_blocks_are_whole_series_in_order(path: Path, rows: int) -> None:
+    table, whole = IngestedPanel(path), pd.read_parquet(path)
+    blocks = list(table.blocks(rows))
+    pd.testing.assert_frame_equal(pd.concat(blocks, ignore_index=True), whole)
+    names = [name for block in blocks for name in block["unique_id"].unique()]
+    assert names == list(LENGTHS) and len(table) == len(whole)
+    assert len(blocks) > 1 and max(map(len, blocks)) < rows + max(LENGTHS.values())
+
+
+def test_columns_are_those_of_the_whole_table(path: Path) -> None:
+    table, whole = IngestedPanel(path), pd.read_parquet(path)
+    np.testing.assert_array_equal(series_starts(table), series_starts(whole))
+    for name in whole:
+        assert name in table
+        pd.testing.assert_series_equal(table[str(name)].astype(whole[name].dtype), whole[name])
+    assert "part" not in table
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64, 1000])
+def test_a_panel_written_by_blocks_is_that_of_the_whole_table(path: Path, tmp_path: Path, rows: int) -> None:
+    table, whole = IngestedPanel(path), pd.read_parquet(path)
+    train = (whole["ds"] < "2020-01-20").to_numpy() & whole["y"].notna().to_numpy()
+    settings = derive_settings(PARAMS, list(LENGTHS.values()))
+    encoding = Encoding.fit(table, PARAMS, settings, train)
+    assert encoding == Encoding.fit(whole, PARAMS, settings, train)
+    panel, expected = write_panel(encoding, table, tmp_path, rows), encoding.panel(whole)
+    for name in ARRAYS:
+        np.save(tmp_path / "expected.npy", getattr(expected, name).numpy())
+        assert (tmp_path / f"{name}.npy").read_bytes() == (tmp_path / "expected.npy").read_bytes(), name
+        np.testing.assert_array_equal(getattr(panel, name).numpy(), getattr(expected, name).numpy())
