@@ -211,3 +211,8 @@ def test_params_of_the_maps_are_checked(tmp_path: Path, text: str, told: str) ->
     (tmp_path / "params.yaml").write_text(f"projection: {text}", encoding="utf-8")
     with pytest.raises(UserError, match=re.escape(told)):
         Params.load(root=tmp_path)
+
+
+def test_what_bundles_of_before_hold_is_read() -> None:
+    old = Params.model_validate({"projection": {"points": 500, "neighbors": 15, "perplexity": 30.0, "seed": 2}})
+    assert old.projection == Params().projection.model_copy(update={"points": 500, "neighbors": (15,), "seed": 2})
