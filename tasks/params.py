@@ -224,7 +224,7 @@ class Projection(_Block):
     @model_validator(mode="before")
     @classmethod
     def _of_before(cls, given: Any) -> Any:
-        """Read what versions up to 0.1 wrote, which bundles still hold: one neighbourhood size, and t-SNE's perplexity apart."""
+        """Read what older bundles hold: one neighbourhood size, and t-SNE's perplexity apart."""
         if isinstance(given, dict) and type(given.get("neighbors")) is int:
             kept = {key: value for key, value in given.items() if key != "perplexity"}
             return kept | {"neighbors": [given["neighbors"]]}
