@@ -158,22 +158,23 @@ class Client(threading.Thread):
         return (name,), self.material.faults[name]
 
 
-def same(answer: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
-    """Whether an answer is the right one: the same columns, times and flags, numbers but for rounding.
+def difference(answer: Mapping[str, Any], right: Mapping[str, Any]) -> str:
+    """What an answer has other than the right one, '' where they are the same: columns, times, flags, numbers but for rounding.
 
     Rounding is that of a column's largest value: a bound that crosses zero has the error of the bounds beside it.
     """
     if answer.keys() != right.keys():
-        return False
+        return f"columns {sorted(answer.keys() ^ right.keys())}"
     exact = ("ds", "cutoff", "is_ood", "abstain")
-    if any(answer[name] != right[name] for name in exact):
-        return False
-    for name in right.keys() - {"unique_id", *exact}:
+    for name in exact:
+        if answer[name] != right[name]:
+            return f"{name} {answer[name]} for {right[name]}"
+    for name in sorted(right.keys() - {"unique_id", *exact}):
         found, asked = (np.atleast_1d(np.array(each[name], dtype=np.float64)) for each in (answer, right))
         error = ATOL + RTOL * np.nanmax(np.abs(asked), initial=0.0)
         if found.shape != asked.shape or not np.allclose(found, asked, rtol=0.0, atol=error, equal_nan=True):
-            return False
-    return True
+            return f"{name} {found.tolist()} for {asked.tolist()}"
+    return ""
 
 
 def wrong(sent: Sent, right: Mapping[str, Answers]) -> str:
@@ -187,8 +188,10 @@ def wrong(sent: Sent, right: Mapping[str, Answers]) -> str:
         version, forecasts = right[content["model"]["version"]], content["forecasts"]
         if len(forecasts) != len(sent.keys):
             return f"{len(forecasts)} forecasts for {len(sent.keys)} series"
-        other = [key for key, each in zip(sent.keys, forecasts, strict=True) if not same(each, version[key])]
-        return f"{sent.kind}: another forecast of {other[0]} by version {content['model']['version']}" if other else ""
+        for key, each in zip(sent.keys, forecasts, strict=True):
+            if told := difference(each, version[key]):
+                return f"{sent.kind}: of {key} version {content['model']['version']} told {told}"
+        return ""
     except (ValueError, KeyError) as error:
         return f"{sent.kind} was answered {sent.status} with {sent.body[:100]!r}: {error!r}"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime as dt
+import gc
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -100,6 +102,7 @@ class ChampionWatch:
             self._seen, self.problem = seen, ""
             self.loads += 1
             self.told(f"{self.name} version {version} answers as @{self.alias}")
+            give_back()
         except Exception as error:
             self.failures += 1
             sentence = (
@@ -126,6 +129,14 @@ class ChampionWatch:
         except (UserError, KeyError) as error:
             return {}, str(error) if isinstance(error, UserError) else f"the panel has no column {error}"
         return {answer["unique_id"]: answer for answer in answers_of(table, bundle.encoding.schema.horizon)}, None
+
+
+def give_back() -> None:
+    """Free what a former champion leaves in cycles, and hand freed memory back to the system where there is glibc."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _written(path: Path) -> int | None:

@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 import pytest
 
-from flows.serve import refuse_new
+from flows.serve import _listen, refuse_new
 
 SECONDS = 12.0
 REGISTER = """
@@ -210,6 +210,12 @@ def test_what_cannot_be_listened_at_is_one_sentence(weatherglass: Callable[..., 
         ):
             ended = weatherglass(project, "serve", *arguments)
             assert ended.code == 2 and sentence in ended.err and ended.err.count("\n") == 1
+
+
+def test_small_answers_are_sent_at_once() -> None:
+    """asyncio leaves out Nagle's algorithm, 40 ms an answer, for sockets that say that they are TCP's."""
+    with _listen("127.0.0.1", 0) as listening:
+        assert listening.proto == socket.IPPROTO_TCP
 
 
 def test_who_is_in_the_queue_is_answered_and_who_comes_later_is_refused() -> None:
