@@ -18,6 +18,8 @@ class PathModel(Protocol):
     is the token of step n - 1; that of step 0 is the start token, `bins`. Paths need not stand at the same step, and
     `rows` (r,) int64 says which of the R paths a call is about. Steps beyond the horizon may be asked for and are not used.
 
+    A model may have `draw` besides, `step` and the choice of a token in one, for `models.decoding.speculative.next_token`.
+
     Attributes
     ----------
     rows, horizon, bins : int

@@ -15,7 +15,7 @@ import torch
 
 from models.decoding import speculative
 from models.decoding.path_model import PathModel
-from models.decoding.speculative import Rule, Tally, speculative_paths
+from models.decoding.speculative import Rule, Tally, next_token, speculative_paths
 from models.decoding.streaming import roll_back
 from models.decoding.streams import CHOOSE, Streams
 from models.decoding.truncation import AS_THEY_ARE, Truncation
@@ -108,8 +108,7 @@ def measure_costs(
 
     def single(model: PathModel, state: tuple[torch.Tensor, ...]) -> Callable[[], object]:
         def run() -> object:
-            logits, _ = model.step(previous, position, rows, state)
-            return speculative._drawn(truncation.probabilities(logits), rule, streams, CHOOSE, rows, position)
+            return next_token(model, previous, position, rows, state, streams, CHOOSE, truncation, rule)
 
         return run
 

@@ -19,7 +19,7 @@ from models.decoding.streaming import Recorded, State, Trail, gather, roll_back
 from models.decoding.streams import ACCEPT, CHOOSE, DRAFT, Streams
 from models.decoding.truncation import AS_THEY_ARE, Truncation
 
-__all__ = ["Decoded", "Rule", "Tally", "ancestral_paths", "speculative_paths"]
+__all__ = ["Decoded", "Rule", "Tally", "ancestral_paths", "next_token", "speculative_paths"]
 
 Rule = Literal["speculative", "gumbel"]
 """Accept and correct, or the Gumbel coupling, whose output is the same for every draft."""
@@ -105,8 +105,7 @@ def ancestral_paths(
     previous = torch.full_like(rows, model.bins)
     for step in range(model.horizon):
         position = torch.full_like(rows, step)
-        logits, state = model.step(previous, position, rows, state)
-        previous = _drawn(truncation.probabilities(logits), rule, streams, CHOOSE, rows, position)
+        previous, _, state = next_token(model, previous, position, rows, state, streams, CHOOSE, truncation, rule)
         drawn.append(previous)
     return torch.stack(drawn, dim=1)
 
@@ -168,10 +167,30 @@ class _Proposal:
     states: list[State]
 
 
-def _drawn(mass: Tensor, rule: Rule, streams: Streams, purpose: int, rows: Tensor, position: Tensor) -> Tensor:
+def next_token(
+    model: PathModel,
+    previous: Tensor,
+    position: Tensor,
+    rows: Tensor,
+    state: State,
+    streams: Streams,
+    purpose: int,
+    truncation: Truncation = AS_THEY_ARE,
+    rule: Rule = "speculative",
+) -> tuple[Tensor, Tensor, State]:
+    """A token (r,) of each path, the probabilities (r, V) that it was drawn from, and the state after ``previous``.
+
+    A model that can draw by itself does, in one compiled piece with its step.
+    """
+    draw = getattr(model, "draw", None)
+    if draw is not None and rule == "speculative":
+        token, mass, state = draw(previous, position, rows, state, streams.uniform(purpose, rows, position), truncation)
+        return token, mass, state
+    logits, state = model.step(previous, position, rows, state)
+    mass = truncation.probabilities(logits)
     if rule == "gumbel":
-        return choose_coupled(mass, streams.gumbel(mass.shape[-1], rows, position))
-    return choose(mass, streams.uniform(purpose, rows, position))
+        return choose_coupled(mass, streams.gumbel(mass.shape[-1], rows, position)), mass, state
+    return choose(mass, streams.uniform(purpose, rows, position)), mass, state
 
 
 def _propose(
@@ -187,9 +206,7 @@ def _propose(
 ) -> _Proposal:
     states, masses, drafted = [state], [], []
     for step in range(length):
-        logits, state = draft.step(previous, position + step, rows, state)
-        mass = truncation.probabilities(logits)
-        previous = _drawn(mass, rule, streams, DRAFT, rows, position + step)
+        previous, mass, state = next_token(draft, previous, position + step, rows, state, streams, DRAFT, truncation, rule)
         states.append(state)
         masses.append(mass)
         drafted.append(previous)

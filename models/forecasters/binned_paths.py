@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.decoding.rules import choose
 from models.decoding.streaming import State, Trail, extend, fork, trail
 from models.decoding.streams import WITHIN, Streams
+from models.decoding.truncation import Truncation
 from models.forecasters.autoregressive import Autoregressive
 from models.forecasters.wavenet import WaveNetBlock
 from models.heads import CategoricalHead
@@ -80,7 +82,7 @@ class Stepper:
         self.weight = forecaster.project.weight[:, 0].detach()
         self.project = PackedLinear(self.head.project.weight, self.head.project.bias)
         compile_: Callable[[Any], Any] = torch.compile(dynamic=False) if compiled else lambda function: function
-        self.step, self.trail = compile_(self._step), compile_(self._trail)
+        self.step, self.trail, self.draw = compile_(self._step), compile_(self._trail), compile_(self._draw)
 
     def _input(self, tables: Tables, previous: Tensor, position: Tensor, rows: Tensor) -> Tensor:
         """Inputs (..., width) of steps ``position`` of paths ``rows`` after tokens ``previous``."""
@@ -91,6 +93,20 @@ class Stepper:
     def _step(self, tables: Tables, previous: Tensor, position: Tensor, rows: Tensor, state: State) -> tuple[Tensor, State]:
         hidden, state = self.backbone.step(self._input(tables, previous, position, rows), state)
         return self.project(hidden), state
+
+    def _draw(
+        self,
+        tables: Tables,
+        previous: Tensor,
+        position: Tensor,
+        rows: Tensor,
+        state: State,
+        uniform: Tensor,
+        truncation: Truncation,
+    ) -> tuple[Tensor, Tensor, State]:
+        logits, state = self._step(tables, previous, position, rows, state)
+        mass = truncation.probabilities(logits)
+        return choose(mass, uniform), mass, state
 
     def _trail(self, tables: Tables, previous: Tensor, position: Tensor, rows: Tensor, state: State) -> tuple[Tensor, Trail]:
         position = position[:, None] + torch.arange(previous.shape[1], device=previous.device)
@@ -137,6 +153,14 @@ class BinnedPaths:
     def step(self, previous: Tensor, position: Tensor, rows: Tensor, state: State) -> tuple[Tensor, State]:
         logits, state = self.stepper.step((self.values, self.known, self.copies), previous, position, rows, state)
         return logits, state
+
+    def draw(
+        self, previous: Tensor, position: Tensor, rows: Tensor, state: State, uniform: Tensor, truncation: Truncation
+    ) -> tuple[Tensor, Tensor, State]:
+        """A step and the token that ``uniform`` (r,) chooses of it: tokens, their probabilities (r, V), and the state."""
+        tables = self.values, self.known, self.copies
+        token, mass, state = self.stepper.draw(tables, previous, position, rows, state, uniform, truncation)
+        return token, mass, state
 
     def verify(self, previous: Tensor, position: Tensor, rows: Tensor, state: State) -> tuple[Tensor, Trail]:
         logits, followed = self.stepper.trail((self.values, self.known, self.copies), previous, position, rows, state)
