@@ -73,12 +73,6 @@ def table() -> str:
 
 def overhead(result: dict[str, Any]) -> list[str]:
     """What Prefect, MLflow and DVC cost."""
-    if result["overhead_seconds"] < 0:
-        return [
-            f"Prefect, MLflow and DVC cost less than the noise of one run: {result['orchestrated_seconds']:.0f} s with them, "
-            f"{result['bare_seconds']:.0f} s for the default run's bare work; `dvc repro` with nothing to do takes "
-            f"{result['no_op_seconds']:.1f} s (`python -m benchmarks.overhead`)."
-        ]
     return [
         f"Prefect, MLflow and DVC add {result['overhead_seconds']:.0f} s ({100 * result['overhead_share']:.1f} %) to the "
         f"{result['bare_seconds']:.0f} s of the default run's bare work; `dvc repro` with nothing to do takes "
