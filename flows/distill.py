@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ def run_distill(root: Path, alias: str, kind: str, steps: int, as_json: bool) ->
     root, params = opened(root)
     from tqdm import tqdm
 
+    from flows.outcome import tell
     from tasks.prepare import load_prepared
     from tasks.registry import load_version, version_behind
     from tasks.sampling import FOLDER, binned_members, distil
@@ -32,7 +32,7 @@ def run_distill(root: Path, alias: str, kind: str, steps: int, as_json: bool) ->
 
         done = distil(root, label, digest, bundle, load_prepared(root), kind, steps, report)
     if as_json:
-        print(json.dumps(done, indent=2))
+        tell(done)
         return 0
     for name, found in done.items():
         share = found["draft_parameters"] / found["target_parameters"]

@@ -29,7 +29,7 @@ def aside(wanted: bool) -> Iterator[None]:
 
 
 def tell(told: Any) -> None:
-    """Print JSON, with null for what is not a number."""
+    """Print JSON; what it has no form for, such as a path, as text."""
     print(json.dumps(told, indent=2, default=str))
 
 
