@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tasks.report_words import card_rows
+from tasks.report_card import card_rows
 from tasks.summary import leaderboard_rows
 from tasks.tracking_store import current_client, retry
 
