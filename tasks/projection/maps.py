@@ -20,6 +20,7 @@ TITLES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 LEAST = 10  # points of a map
 MOST_DIMENSIONS = 100  # beyond which PCA goes first
 KEPT_VARIANCE = 0.99  # of PCA where it goes first
+ITERATIONS = 750  # of t-SNE, 250 of them exaggerated: scikit-learn's 1,000 keep no more neighbours (docs/projection.md)
 ASKED = 1000  # points whose neighbourhoods are compared
 REDRAWN = 500  # points of the maps that are drawn again to see what is luck
 REDRAWS, SHARE = 3, 0.8  # how often, and how much of those points each sees
@@ -187,7 +188,7 @@ def draw_tsne(values: np.ndarray, perplexity: int, seed: int) -> np.ndarray:
     start = draw("pca", 0, values, values[:0], seed)
     start = (start / (start[:, 0].std() or 1.0) * 1e-4).round(9)
     graph = neighbour_graph(values, min(3 * perplexity + 1, len(values) - 1))
-    tsne: Any = TSNE(perplexity=perplexity, init=start, metric="precomputed", random_state=seed)
+    tsne: Any = TSNE(perplexity=perplexity, init=start, metric="precomputed", random_state=seed, max_iter=ITERATIONS)
     return np.asarray(tsne.fit_transform(graph), dtype=np.float32)
 
 
