@@ -239,10 +239,15 @@ def project(
     root: Root = Path("."),
 ) -> None:
     """Draw maps by PCA, t-SNE and UMAP, and say how far to believe them; without --embeddings, of the project's windows."""
-    from flows.project import run_project
+    from flows.project import run_matrix, run_project
+
+    if embeddings is None:
+        raise typer.Exit(run_project(root, as_json))
+    from tasks.projection.matrix import MatrixMaps
 
     sizes, methods = neighbors or [15, 50], method or ["pca", "tsne", "umap"]
-    raise typer.Exit(run_project(root, embeddings, labels, new, output, sizes, methods, metric, seed, as_json))
+    wanted = MatrixMaps(embeddings, labels, new, output, sizes, methods, metric, seed)
+    raise typer.Exit(run_matrix(wanted, as_json))
 
 
 @app.command()

@@ -10,17 +10,15 @@ def evaluate_flow(stage: Stage) -> None:
     from tasks.evidence import evaluate_and_report
     from tasks.model_page import describe_experiment, describe_run
     from tasks.summary import leaderboard, leaderboard_text
-    from tasks.tracking import StageRun, current_client, retry
+    from tasks.tracking import StageRun
 
     shown = dict(stage.identity) | {"mlflow_run": stage.parent_run_id}
     report = stage.do(evaluate_and_report, stage.params, stage.root, shown)
     metrics = load_metrics(stage.root)
     stage.run.log(metrics=metrics, artifacts=[stage.root / METRICS, stage.root / "plots", report])
-    for key, value in metrics.items():
-        retry(current_client().log_metric, stage.parent_run_id, key, value)
-    StageRun(stage.parent_run_id).log(artifacts=[report])
+    StageRun(stage.parent_run_id).log(metrics=metrics, artifacts=[report])
     describe_run(stage.parent_run_id, metrics, stage.identity)
-    describe_experiment(stage.parent_run_id)
+    describe_experiment(stage.parent_run_id, metrics)
     publish_leaderboard(leaderboard(metrics))
     print(leaderboard_text(metrics))
 

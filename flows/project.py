@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flows.stage import Stage, run_stage
+
+if TYPE_CHECKING:
+    from tasks.projection.matrix import MatrixMaps
 
 
 def project_flow(stage: Stage) -> None:
@@ -17,42 +20,35 @@ def project_flow(stage: Stage) -> None:
     StageRun(stage.parent_run_id).log(artifacts=[folder / MAP])
 
 
-def run_project(
-    root: Path,
-    embeddings: Path | None,
-    labels: Path | None,
-    new: Path | None,
-    output: Path,
-    neighbors: Sequence[int],
-    methods: Sequence[str],
-    metric: str,
-    seed: int,
-    as_json: bool,
-) -> int:
-    """Draw a user's matrix, or the project's stage where none is given; returns the exit code."""
+def run_project(root: Path, as_json: bool) -> int:
+    """Bring the project's stage up to date; returns the exit code."""
     from flows.outcome import aside, tell
+    from flows.pipeline import run_pipeline
+    from tasks.files import read_json
     from tasks.projection.run import GUARDS, MAP, PROJECTION
 
-    if embeddings is None:
-        from flows.pipeline import run_pipeline
-        from tasks.files import read_json
+    with aside(as_json):
+        code = run_pipeline(root, ("project",), force=False)
+    if as_json:
+        folder = root / PROJECTION
+        tell({"exit": code} | ({"map": str(folder / MAP), **read_json(folder / GUARDS)} if code == 0 else {}))
+    return code
 
-        with aside(as_json):
-            code = run_pipeline(root, ("project",), force=False)
-        if as_json:
-            folder = root / PROJECTION
-            tell({"exit": code} | ({"map": str(folder / MAP), **read_json(folder / GUARDS)} if code == 0 else {}))
-        return code
+
+def run_matrix(wanted: MatrixMaps, as_json: bool) -> int:
+    """Draw a matrix that a user brings and say how far to believe its maps; returns the exit code."""
+    from flows.outcome import tell
     from tasks.projection.matrix import project_matrix
+    from tasks.projection.run import MAP
     from tasks.summary import CAUTION, guard_rows
     from tasks.terminal import show_table
 
-    guards = project_matrix(embeddings, labels, new, output, neighbors, methods, metric, seed)
+    guards, page = project_matrix(wanted), str((wanted.output / MAP).resolve())
     if as_json:
-        tell({"exit": 0, "map": str((output / MAP).resolve())} | guards)
+        tell({"exit": 0, "map": page} | guards)
         return 0
     show_table(guard_rows(guards), "How far to believe these maps")
-    print("\n".join(["", *guards["notes"], CAUTION, "", str((output / MAP).resolve())]))
+    print("\n".join(["", *guards["notes"], CAUTION, "", page]))
     return 0
 
 

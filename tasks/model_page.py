@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tasks.report_words import card_rows
+from tasks.mlflow_view import KIND, KIND_TAG, VIEW_TAG, comparison_view, run_address, view_address
+from tasks.report_card import card_rows
 from tasks.summary import leaderboard_rows
 from tasks.tracking_store import current_client, retry
 
@@ -18,12 +19,12 @@ ABOUT_MODEL = (
     "    weatherglass forecast --output forecast.parquet\n"
 )
 ABOUT_EXPERIMENT = (
-    "A run of kind `pipeline` or `experiment` is a whole run of the pipeline, with one for each stage and member below it.\n\n"
-    "**Which run is better, and why?** Show runs with the filter ``tags.`weatherglass.kind` = 'pipeline'``, mark two of them "
-    "and press *Compare*. Metrics are named `<model>/<metric>`: `ensemble/wql`, `ensemble/crps` (lower is better), "
-    "`ensemble/coverage_90` (0.90 is best), `ensemble/width_90` (lower at equal coverage). The tag `weatherglass.changed` says "
-    "which params differ from the committed ones. Each run's description has its leaderboard, and its artefacts the report "
-    "(`report.html`) and the map of embeddings (`map.html`).\n"
+    "**Which run is better, and why?** [Charts]({charts}) and [table]({table}) of whole runs, best first.\n\n"
+    "A run of kind `pipeline` or `experiment` is a whole run of the pipeline, with one for each stage and member below it. "
+    "Metrics are named `<model>/<metric>`: `ensemble/wql`, `ensemble/crps` (lower is better), `ensemble/coverage_90` (0.90 is "
+    "best), `ensemble/width_90` (lower at equal coverage). The tag `weatherglass.changed` says which params differ from the "
+    "committed ones. Each run's description has its leaderboard, and its artefacts the report (`report.html`) and the map of "
+    "embeddings (`map.html`).\n"
 )
 
 
@@ -34,13 +35,13 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def run_note(metrics: Mapping[str, float], identity: Mapping[str, str]) -> str:
+def run_note(metrics: Mapping[str, float], identity: Mapping[str, str], experiment_id: str, run_id: str) -> str:
     """A pipeline run's description: where to look, its leaderboard and what it is a run of."""
     about = [["of", "identity"], *([key, f"`{value}`"] for key, value in identity.items())]
     board = markdown_table(leaderboard_rows(dict(metrics)))
-    return (
-        f"Open `report.html` and `map.html` under *Artifacts*.\n\n### Test fold, by WQL\n\n{board}\n\n{markdown_table(about)}\n"
-    )
+    report, map_ = (run_address(experiment_id, run_id, page) for page in ("report.html", "map.html"))
+    links = f"[Report]({report}), [map of embeddings]({map_}), [beside other runs]({view_address(experiment_id)})"
+    return f"{links}\n\n### Test fold, by WQL\n\n{board}\n\n{markdown_table(about)}\n"
 
 
 def version_note(card: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
@@ -52,15 +53,25 @@ def version_note(card: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
 
 def describe_run(run_id: str, metrics: Mapping[str, float], identity: Mapping[str, str]) -> None:
     """Set a run's description."""
-    retry(current_client().set_tag, run_id, NOTE_TAG, run_note(metrics, identity))
+    client = current_client()
+    experiment_id = str(retry(client.get_run, run_id).info.experiment_id)
+    retry(client.set_tag, run_id, NOTE_TAG, run_note(metrics, identity, experiment_id, run_id))
 
 
-def describe_experiment(run_id: str) -> None:
-    """Set the description of a run's experiment where a person has not written one."""
+def describe_experiment(run_id: str, metrics: Iterable[str]) -> None:
+    """Set the view in which a run's experiment compares its runs, and its kind and description where a person has set none.
+
+    ``metrics`` are the keys of the run's metrics.
+    """
     client = current_client()
     experiment = retry(client.get_experiment, retry(client.get_run, run_id).info.experiment_id)
-    if not experiment.tags.get(NOTE_TAG):
-        retry(client.set_experiment_tag, experiment.experiment_id, NOTE_TAG, ABOUT_EXPERIMENT)
+    number = experiment.experiment_id
+    addresses = {"charts": view_address(number), "table": view_address(number, charts=False)}
+    own = {KIND_TAG: KIND, NOTE_TAG: ABOUT_EXPERIMENT.format(**addresses)}
+    tags = {key: value for key, value in own.items() if not experiment.tags.get(key)} | {VIEW_TAG: comparison_view(metrics)}
+    for key, value in tags.items():
+        if experiment.tags.get(key) != value:
+            retry(client.set_experiment_tag, number, key, value)
 
 
 def describe_version(name: str, version: str, card: Mapping[str, Any], metrics: Mapping[str, float]) -> None:

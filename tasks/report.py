@@ -245,9 +245,10 @@ def render_report(data: ReportData) -> str:
 
     Styles and figures are inline; it follows the reader's light or dark setting, prints, and fits a 360 px screen.
     """
+    from tasks.report_card import card_rows
     from tasks.report_plots import sections
     from tasks.report_repairs import repairs, without_repairs
-    from tasks.report_words import card_rows, leaderboard, verdict
+    from tasks.report_words import leaderboard, verdict
 
     columns, rows = leaderboard(without_repairs(data))
     return (

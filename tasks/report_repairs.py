@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tasks.repairs import BAND_KEY
-from tasks.report import ReportData, format_metric
+from tasks.report import ReportData, format_metric, format_percent
 from tasks.sets import SET_LEVEL
 
 __all__ = ["Repair", "Repairs", "repairs", "without_repairs"]
@@ -51,7 +51,7 @@ def repairs(data: ReportData) -> Repairs:
     joint, union = own.get("joint_width_90", math.nan), own.get(BAND_KEY, math.nan)
     if math.isfinite(joint) and math.isfinite(union) and union > 0:
         more = "narrower" if joint <= union else "wider"
-        share = f"{abs(1 - joint / union):.1%}"
+        share = format_percent(abs(1 - joint / union))
         band = (
             f"The joint 90 % band is {format_metric('width', joint)} wide on average, {share} {more} than the "
             f"{format_metric('width', union)} that Bonferroni's bound takes for the same promise."
@@ -64,8 +64,8 @@ def repairs(data: ReportData) -> Repairs:
     covered, size = (own.get(f"set_{name}_{SET_LEVEL}", math.nan) for name in ("coverage", "size"))
     if math.isfinite(covered):
         sets = (
-            f"The {SET_LEVEL} % sets hold {covered:.1%} of test values and are {size:.1f} of a series' ten decile bins wide on "
-            "average."
+            f"The {SET_LEVEL} % sets hold {format_percent(covered)} of test values and are {size:.1f} of a series' ten decile "
+            "bins wide on average."
         )
     return Repairs(tuple(rows), tuple(sentence for sentence in (band, sets) if sentence))
 

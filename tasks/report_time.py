@@ -79,7 +79,7 @@ def course_finding(course: Course) -> str:
         more = f"{pct(abs(late / early - 1))} {'higher' if late > early else 'lower'}" if early > 0 else "not comparable"
         sentences.append(
             f"In the second half CRPS is {more} than in the first. What has come since the data ended is on the drift page of "
-            "`weatherglass monitor` (reports/drift.html)."
+            "weatherglass monitor (reports/drift.html)."
         )
     return " ".join(sentences)
 

@@ -33,7 +33,9 @@ def finding(data: ReportData) -> str:
     caught = ""
     if ood.mean is not None:
         caught = f"Averaged over kinds of change that it was not tuned on, {_told(ood.mean)}. "
-    return f"The gate flags {rates}. {caught}{_selective(data)[1]}"
+    withheld = data.metrics.get(f"{data.ensemble}/abstain_rate")
+    share = "" if withheld is None else f"{pct(withheld)} of test forecasts are withheld. "
+    return f"The gate flags {rates}. {caught}{share}{_selective(data)[1]}"
 
 
 def _told(mean: Found) -> str:

@@ -1,17 +1,16 @@
-"""The report's words: the verdict computed from the numbers, the leaderboard and the guarantee card."""
+"""The report's words: the verdict computed from the numbers, and the leaderboard."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from tasks.report import COVERAGE, MISSING, NBSP, Band, ReportData, format_metric, format_percent
 
-__all__ = ["CardRow", "Check", "Column", "Row", "Verdict", "betabinomial_band", "card_rows", "leaderboard", "verdict"]
+__all__ = ["Check", "Column", "Row", "Verdict", "betabinomial_band", "leaderboard", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -57,21 +56,12 @@ class Column:
     better: str
 
 
-@dataclass(frozen=True)
-class CardRow:
-    """A line of the guarantee card in plain words; ``lines`` has one entry, or one for each member of a mapping."""
-
-    label: str
-    lines: tuple[str, ...]
-    meaning: str = ""
-
-
-ORDER = ("wql", "crps", "mase", "wape", "coverage_80", "coverage_90", "coverage_95", "width_90", "joint_coverage_90",
-         "ece", "pit_ks", "aurc", "ood_auroc", "ood_fpr95")  # fmt: skip
+ORDER = ("wql", "crps", "mase", "wape", "coverage_80", "coverage_90", "coverage_95", "width_80", "width_90", "width_95",
+         "joint_coverage_90", "joint_width_90", "ece", "pit_ks", "aurc", "ood_auroc", "ood_fpr95")  # fmt: skip
 LOWER = {"wql", "crps", "mase", "wape", "ece", "pit_ks", "aurc", "ood_fpr95"}
 HIGHER = {"ood_auroc"}
-ELSEWHERE = {"ood_aupr", "ood_spearman", "aurc_oracle", "aurc_ratio", "error_ratio_80", "error_ratio_80_oracle",
-             "error_ratio_80_units"}  # fmt: skip
+ELSEWHERE = {"ood_aupr", "ood_spearman", "ood_false_alarm_rate", "abstain_rate", "aurc_oracle", "aurc_ratio",
+             "error_ratio_80", "error_ratio_80_oracle", "error_ratio_80_units"}  # fmt: skip
 ACRONYMS = {"wql", "crps", "mase", "wape", "ece", "pit", "ks", "aurc", "ood", "auroc", "fpr95"}
 
 
@@ -237,74 +227,3 @@ def _against(found: tuple[float, float, float] | None) -> tuple[str, bool]:
         return "", False
     change, low, high = (f"{100 * value:+.1f}" for value in found)
     return f"{change}{NBSP}% ({low} to {high})", found[1] > 0 or found[2] < 0
-
-
-# key of the card -> its heading and what it means to someone who uses the forecast
-MEANING = {
-    "uncertainty": ("Preset", "What was combined to say how sure a forecast is (docs/uncertainty.md)."),
-    "score": ("Conformal score", "How far out of its forecast a value counts as lying."),
-    "energy": ("Energy alarm", "A second way to tell input that is unlike what was seen in training."),
-    "sets": ("Conformal sets", "The bins that hold each step's value with the promised share."),
-    "groups": ("By series", "For which series the intervals hold by themselves, not only on average."),
-    "assumption": ("Assumption", "What must be true of the new data for the guarantee to hold."),
-    "unit": ("Unit", "What the promised share is a share of."),
-    "statement": ("Guarantee", "What is promised."),
-    "alpha": ("Miscoverage (alpha)", "The share of values that may fall outside."),
-    "level": ("Level", "The share of values promised to lie inside."),
-    "n": ("Calibration scores (n)", "How many held-out scores set the width of the intervals."),
-    "k": ("Rank (k)", "The interval's half-width is the k-th smallest of the n scores."),
-    "rank": ("Rank (k)", "The interval's half-width is the k-th smallest of the n scores."),
-    "n_eff": ("Effective n", "What n is worth once overlapping windows are counted in blocks."),
-    "coverage": ("Coverage on the test fold", "The share that did lie inside."),
-    "coverage_band": ("Sampling band", "Where coverage falls by chance alone when the guarantee holds."),
-    "band": ("Sampling band", "Where coverage falls by chance alone when the guarantee holds."),
-    "certified": ("Certified", "Whether there are enough scores to promise this level at all."),
-}
-
-
-def _number(value: float | int) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return MISSING if math.isnan(value) else "infinite" if math.isinf(value) else f"{value:.4g}"
-    return f"{value:,}"
-
-
-def _words(value: Any) -> str:
-    """Return any JSON-like value as short text; more than six numbers become their count, range and mean."""
-    if value is None:
-        return "none"
-    if isinstance(value, np.generic | np.ndarray):
-        value = value.tolist()
-    if isinstance(value, bool | int | float):
-        return _number(value)
-    if isinstance(value, Mapping):
-        return ", ".join(f"{_heading(key)} {_words(item)}" for key, item in value.items()) or "none"
-    if isinstance(value, list | tuple):
-        numbers = [item for item in value if isinstance(item, int | float)]
-        if len(numbers) == len(value) > 6:
-            low, high, mean = _number(min(numbers)), _number(max(numbers)), _number(sum(numbers) / len(numbers))
-            return f"{len(numbers)} values from {low} to {high}, mean {mean}"
-        return ("; " if any(isinstance(item, Mapping) for item in value) else ", ").join(map(_words, value)) or "none"
-    return str(value)
-
-
-def _heading(key: Any) -> str:
-    return str(key).replace("_", " ").strip()
-
-
-def card_rows(card: Mapping[str, Any], most: int = 12) -> list[CardRow]:
-    """Return the guarantee card as lines in plain words; a mapping of more than ``most`` numbers is summed up."""
-    rows = []
-    for key, value in card.items():
-        fallback = _heading(key)
-        label, meaning = MEANING.get(key, (fallback[:1].upper() + fallback[1:], ""))
-        lines: tuple[str, ...] = (_words(value),)
-        if key.endswith("band") and isinstance(value, list | tuple) and len(value) == 2:
-            lines = (" to ".join(map(_words, value)),)
-        if isinstance(value, Mapping) and value:
-            numbers = [item for item in value.values() if isinstance(item, int | float)]
-            whole = len(numbers) == len(value) > most
-            lines = (_words(numbers),) if whole else tuple(f"{_heading(k)}: {_words(v)}" for k, v in value.items())
-        rows.append(CardRow(label, lines, meaning))
-    return rows

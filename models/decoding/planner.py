@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from models.decoding import speculative
 from models.decoding.path_model import PathModel
-from models.decoding.speculative import Rule, Tally, next_token, speculative_paths
+from models.decoding.speculative import Drawing, Rule, Tally, judge, next_token, propose, speculative_paths, start
 from models.decoding.streaming import roll_back
 from models.decoding.streams import CHOOSE, Streams
 from models.decoding.truncation import AS_THEY_ARE, Truncation
@@ -103,22 +102,19 @@ def measure_costs(
 ) -> Costs:
     """Time what rounds are made of, on the paths themselves: the lower quartile of ``repeats`` after one for warmth."""
     states, drafts = target.begin(), draft.begin()
-    rows = torch.arange(target.rows, device=states[0].device)
-    position, previous = torch.zeros_like(rows), torch.full_like(rows, target.bins)
+    front, drawing = start(target, states[0].device), Drawing(streams, truncation, rule)
 
     def single(model: PathModel, state: tuple[torch.Tensor, ...]) -> Callable[[], object]:
         def run() -> object:
-            return next_token(model, previous, position, rows, state, streams, CHOOSE, truncation, rule)
+            return next_token(model, front, state, CHOOSE, drawing)
 
         return run
 
     def verified(length: int) -> Callable[[], object]:
-        proposal = speculative._propose(draft, length, previous, position, rows, drafts, streams, truncation, rule)
+        proposal = propose(draft, length, front, drafts, drawing)
 
         def run() -> object:
-            verdict, trail = speculative._judge(
-                target, proposal, length, previous, position, rows, states, streams, truncation, rule
-            )
+            verdict, trail = judge(target, proposal, length, front, states, drawing)
             return roll_back(trail, verdict.kept + 1)
 
         return run

@@ -8,7 +8,7 @@ its own round ended, target and draft rolled back to there; a batch is never cut
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,10 +19,45 @@ from models.decoding.streaming import Recorded, State, Trail, gather, roll_back
 from models.decoding.streams import ACCEPT, CHOOSE, DRAFT, Streams
 from models.decoding.truncation import AS_THEY_ARE, Truncation
 
-__all__ = ["Decoded", "Rule", "Tally", "ancestral_paths", "next_token", "speculative_paths"]
+__all__ = [
+    "Decoded",
+    "Drawing",
+    "Front",
+    "Proposal",
+    "Rule",
+    "Tally",
+    "ancestral_paths",
+    "judge",
+    "next_token",
+    "propose",
+    "speculative_paths",
+    "start",
+]
 
 Rule = Literal["speculative", "gumbel"]
 """Accept and correct, or the Gumbel coupling, whose output is the same for every draft."""
+
+
+class Drawing(NamedTuple):
+    """How tokens are drawn: from which random numbers, from what of the logits, and by which rule."""
+
+    streams: Streams
+    truncation: Truncation = AS_THEY_ARE
+    rule: Rule = "speculative"
+
+
+class Front(NamedTuple):
+    """Where r of the R paths stand, all int64 ``(r,)``: which paths, the step each draws next, and its token before that."""
+
+    rows: Tensor
+    position: Tensor
+    previous: Tensor
+
+
+def start(model: PathModel, device: torch.device) -> Front:
+    """All paths of a model before step 0."""
+    rows = torch.arange(model.rows, device=device)
+    return Front(rows, torch.zeros_like(rows), torch.full_like(rows, model.bins))
 
 
 @dataclass
@@ -101,11 +136,10 @@ def ancestral_paths(
     With ``rule`` gumbel, the very tokens that `speculative_paths` gives by it.
     """
     state, drawn = model.begin(), []
-    rows = torch.arange(model.rows, device=state[0].device)
-    previous = torch.full_like(rows, model.bins)
+    drawing, (rows, _, previous) = Drawing(streams, truncation, rule), start(model, state[0].device)
     for step in range(model.horizon):
-        position = torch.full_like(rows, step)
-        previous, _, state = next_token(model, previous, position, rows, state, streams, CHOOSE, truncation, rule)
+        front = Front(rows, torch.full_like(rows, step), previous)
+        previous, _, state = next_token(model, front, state, CHOOSE, drawing)
         drawn.append(previous)
     return torch.stack(drawn, dim=1)
 
@@ -131,17 +165,14 @@ def speculative_paths(
     sizes = [(model.rows, model.horizon, model.bins) for model in (target, draft)]
     if sizes[0] != sizes[1]:
         raise ValueError(f"target and draft must agree in rows, horizon and bins, got {sizes[0]} and {sizes[1]}")
-    resizable = target.resizable and draft.resizable
+    drawing, resizable = Drawing(streams, truncation, rule), target.resizable and draft.resizable
     states, drafts, tally = target.begin(), draft.begin(), Tally()
-    rows = torch.arange(target.rows, device=states[0].device)
-    position, previous = torch.zeros_like(rows), torch.full_like(rows, target.bins)
+    rows, position, previous = start(target, states[0].device)
     paths = rows.new_full((target.rows, target.horizon), -1)
     while len(rows):
-        left = target.horizon - position
-        proposal = _propose(
-            draft, min(length, int(left.max()) - 1), previous, position, rows, drafts, streams, truncation, rule
-        )
-        verdict, trail = _judge(target, proposal, length, previous, position, rows, states, streams, truncation, rule)
+        left, front = target.horizon - position, Front(rows, position, previous)
+        proposal = propose(draft, min(length, int(left.max()) - 1), front, drafts, drawing)
+        verdict, trail = judge(target, proposal, length, front, states, drawing)
         tally.add(verdict.kept, left - 1, proposal.drafted.shape[1])
         count = torch.minimum(verdict.kept + 1, left)
         _write(paths, verdict.tokens, rows, position, count)
@@ -159,7 +190,7 @@ def speculative_paths(
 
 
 @dataclass(frozen=True)
-class _Proposal:
+class Proposal:
     """``drafted`` (r, k), the distributions (r, k, V) they were drawn from, and the draft's states before each and after."""
 
     drafted: Tensor
@@ -167,21 +198,13 @@ class _Proposal:
     states: list[State]
 
 
-def next_token(
-    model: PathModel,
-    previous: Tensor,
-    position: Tensor,
-    rows: Tensor,
-    state: State,
-    streams: Streams,
-    purpose: int,
-    truncation: Truncation = AS_THEY_ARE,
-    rule: Rule = "speculative",
-) -> tuple[Tensor, Tensor, State]:
-    """A token (r,) of each path, the probabilities (r, V) that it was drawn from, and the state after ``previous``.
+def next_token(model: PathModel, front: Front, state: State, purpose: int, drawing: Drawing) -> tuple[Tensor, Tensor, State]:
+    """A token (r,) of each path, the probabilities (r, V) that it was drawn from, and the state after ``front.previous``.
 
-    A model that can draw by itself does, in one compiled piece with its step.
+    A model that can draw by itself does, in one compiled piece with its step. ``purpose`` is one of
+    `models.decoding.streams`: whose random numbers are used.
     """
+    (rows, position, previous), (streams, truncation, rule) = front, drawing
     draw = getattr(model, "draw", None)
     if draw is not None and rule == "speculative":
         token, mass, state = draw(previous, position, rows, state, streams.uniform(purpose, rows, position), truncation)
@@ -193,42 +216,26 @@ def next_token(
     return choose(mass, streams.uniform(purpose, rows, position)), mass, state
 
 
-def _propose(
-    draft: PathModel,
-    length: int,
-    previous: Tensor,
-    position: Tensor,
-    rows: Tensor,
-    state: State,
-    streams: Streams,
-    truncation: Truncation,
-    rule: Rule,
-) -> _Proposal:
+def propose(draft: PathModel, length: int, front: Front, state: State, drawing: Drawing) -> Proposal:
+    """Draft ``length`` tokens of each path, one after another; ``state`` is the draft's at the front."""
+    rows, position, previous = front
     states, masses, drafted = [state], [], []
     for step in range(length):
-        previous, mass, state = next_token(draft, previous, position + step, rows, state, streams, DRAFT, truncation, rule)
+        previous, mass, state = next_token(draft, Front(rows, position + step, previous), state, DRAFT, drawing)
         states.append(state)
         masses.append(mass)
         drafted.append(previous)
     if not drafted:
-        nothing = streams.all(DRAFT).new_empty((len(rows), 0, draft.bins))
-        return _Proposal(previous.new_empty((len(rows), 0)), nothing, states)
-    return _Proposal(torch.stack(drafted, dim=1), torch.stack(masses, dim=1), states)
+        nothing = drawing.streams.all(DRAFT).new_empty((len(rows), 0, draft.bins))
+        return Proposal(previous.new_empty((len(rows), 0)), nothing, states)
+    return Proposal(torch.stack(drafted, dim=1), torch.stack(masses, dim=1), states)
 
 
-def _judge(
-    target: PathModel,
-    proposal: _Proposal,
-    length: int,
-    previous: Tensor,
-    position: Tensor,
-    rows: Tensor,
-    state: State,
-    streams: Streams,
-    truncation: Truncation,
-    rule: Rule,
+def judge(
+    target: PathModel, proposal: Proposal, length: int, front: Front, state: State, drawing: Drawing
 ) -> tuple[Verdict, Trail]:
     """The verdict on a proposal, and the target's trail; a compiled target reads ``length`` + 1 tokens each time."""
+    (rows, position, previous), (streams, truncation, rule) = front, drawing
     drafted, count = proposal.drafted, proposal.drafted.shape[1]
     read = torch.cat([previous[:, None], drafted], dim=1)
     if count < length and not target.resizable:
@@ -254,7 +261,7 @@ def _write(paths: Tensor, tokens: Tensor, rows: Tensor, position: Tensor, count:
     paths[rows[place[0]], position[place[0]] + place[1]] = tokens[place]
 
 
-def _after(draft: PathModel, proposal: _Proposal, position: Tensor, count: Tensor, rows: Tensor) -> State:
+def _after(draft: PathModel, proposal: Proposal, position: Tensor, count: Tensor, rows: Tensor) -> State:
     """The draft's state after each row's first ``count`` inputs; where all were kept it has one more to read."""
     states, drafted = proposal.states, proposal.drafted
     most = int(count.max())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +21,43 @@ MOST_POINTS = 100_000
 MOST_CLASSES = 20  # distinct numbers in a column of labels that still count as names
 
 
-def project_matrix(
-    embeddings: Path,
-    labels: Path | None,
-    new: Path | None,
-    output: Path,
-    neighbors: Sequence[int],
-    methods: Sequence[str],
-    metric: str,
-    seed: int,
-) -> dict[str, Any]:
-    """Draw the rows of a ``.npy`` matrix, coloured by the columns of a CSV with a row for each; returns the guards.
+@dataclass(frozen=True)
+class MatrixMaps:
+    """A matrix and the maps that are wanted of it.
 
-    ``new`` is a second matrix whose rows are placed on the map of the first; where it is given, labels have rows for both.
-    A column of many different texts, such as the sentences themselves, names the points and colours nothing.
-    ``metric`` auto is cosine where all rows have length 1 and euclidean elsewhere. Writes ``map.html``,
-    ``coordinates.parquet`` and ``guards.json`` into ``output``. Raises UserError for what cannot be drawn.
+    ``embeddings`` is a ``.npy`` matrix, a row a point, ``labels`` a CSV whose columns colour the points. ``new`` is a second
+    matrix whose rows are placed on the map of the first; where it is given, labels have rows for both. ``metric`` auto is
+    cosine where all rows have length 1 and euclidean elsewhere. ``output`` is the folder that is written.
     """
-    _check(neighbors, methods)
+
+    embeddings: Path
+    labels: Path | None
+    new: Path | None
+    output: Path
+    neighbors: Sequence[int]
+    methods: Sequence[str]
+    metric: str
+    seed: int
+
+
+def project_matrix(wanted: MatrixMaps) -> dict[str, Any]:
+    """Draw the rows of a matrix and write ``map.html``, ``coordinates.parquet`` and ``guards.json``; returns the guards.
+
+    A column of many different texts, such as the sentences themselves, names the points and colours nothing. Raises UserError
+    for what cannot be drawn.
+    """
+    _check(wanted.neighbors, wanted.methods)
+    embeddings, new, metric = wanted.embeddings, wanted.new, wanted.metric
     values = read_matrix(embeddings)
     later = read_matrix(new, least=1) if new is not None else values[:0]
     if values.shape[1] != later.shape[1]:
         raise UserError(f"{new} has {later.shape[1]} columns and {embeddings} {values.shape[1]}; they must have as many.")
     rows = len(values) + len(later)
-    table = read_labels(labels, rows) if labels is not None else pd.DataFrame(index=range(rows))
+    table = read_labels(wanted.labels, rows) if wanted.labels is not None else pd.DataFrame(index=range(rows))
     is_new = np.arange(rows) >= len(values)
     if metric == "auto":
         metric = "cosine" if np.allclose(np.linalg.norm(values, axis=1), 1.0, atol=1e-3) else "euclidean"
-    atlas = make_atlas(values, later, neighbors=neighbors, methods=methods, metric=metric, seed=seed)
+    atlas = make_atlas(values, later, neighbors=wanted.neighbors, methods=wanted.methods, metric=metric, seed=wanted.seed)
     texts = [name for name in table.columns if table[name].dtype.kind not in "iufb" and table[name].nunique() > MOST_NAMES]
     colours = tuple(_colour(name, table[name]) for name in table.columns if name not in texts)
     if len(later) or not colours:
@@ -57,7 +67,7 @@ def project_matrix(
         names = table[texts[0]].astype(str).to_numpy(dtype=object)
     points = Points(values[:, :0], names, colours, is_new, np.zeros(rows, dtype=bool), None, "new row")
     about = f"{rows:,} rows of {values.shape[1]:,} numbers from {embeddings.name}"
-    with atomic_dir(output) as folder:
+    with atomic_dir(wanted.output) as folder:
         write_text(folder / MAP, render_map(f"{embeddings.stem}: maps of embeddings", about, [View("Rows", points, atlas)]))
         guards = guards_of(atlas)
         write_json(folder / GUARDS, guards)

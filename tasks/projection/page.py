@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from tasks.projection.maps import Atlas, Map
 from tasks.projection.points import Colour, Points
-from tasks.report import page_environment
+from tasks.report import NBSP, page_environment
 
 NONE = 65535  # how a value that is not known is packed
 MOST_NAMES = 60  # categories in a legend; the rarer ones are put together
@@ -22,7 +22,7 @@ GUARDS = {
     "trustworthiness": "Trustworthiness",
     "continuity": "Continuity",
     "preservation": "Neighbours kept",
-    "chance": "kept by luck",
+    "chance": "Kept by luck",
     "distance_correlation": "Distances",
     "stability": "Stability",
 }
@@ -80,8 +80,8 @@ def sentences(view: View) -> list[str]:
     placed = int(view.points.new.sum())
     if placed:
         told.append(
-            f"{placed:,} points ({view.points.new_title}) were placed by PCA and UMAP on the map of the others, which they did "
-            "not shape; t-SNE cannot place points and drew all at once."
+            f"{placed:,} points, each a {view.points.new_title}, were placed by PCA and UMAP on the map of the others, which "
+            "they did not shape; t-SNE drew all at once."
         )
     return [*told, *view.atlas.notes, *view.points.notes]
 
@@ -109,9 +109,8 @@ def words(each: Map) -> str:
     if not each.guards:
         return "guards were not measured"
     trust, kept, far = (each.guards[name] for name in ("trustworthiness", "preservation", "distance_correlation"))
-    return (
-        f"trustworthiness {trust:.2f}, keeps {kept:.0%} of neighbours (luck {each.guards['chance']:.0%}), distances {far:.2f}"
-    )
+    shares = [f"{100 * share:.0f}{NBSP}%" for share in (kept, each.guards["chance"])]
+    return f"trustworthiness {trust:.2f}, keeps {shares[0]} of neighbours (luck {shares[1]}), distances {far:.2f}"
 
 
 def unit_square(coordinates: np.ndarray) -> np.ndarray:

@@ -82,6 +82,7 @@
     const size = ratio * zoom * (view.n > 20000 ? 1.4 : view.n > 4000 ? 2 : view.n > 300 ? 3.4 : 6);
     const scale = side / map.box.size / NONE, dx = (map.box.x * side) / map.box.size + size / 2;
     const dy = (map.box.y * side) / map.box.size + size / 2, xy = map.xy;
+    mark(map, context, NEW, $("mark-new").checked, size, ratio); // below the points, so that their colours are seen
     context.globalAlpha = view.n > 300 ? 0.8 : 0.95;
     for (const [bucket, members] of order) {
       context.fillStyle = paint(bucket);
@@ -91,7 +92,6 @@
       }
     }
     context.globalAlpha = 1;
-    mark(map, context, NEW, $("mark-new").checked, size, ratio);
     mark(map, context, FLAGGED, $("mark-flagged").checked, size, ratio);
     if (chosen >= 0) {
       const [x, y] = place(map, chosen);

@@ -86,7 +86,7 @@ def test_mlflow_holds_one_parent_with_everything_below_it(project: Path, client:
     assert {"report.html", "map.html"} <= {entry.path for entry in client.list_artifacts(parent.info.run_id)}
     tags = parent.data.tags
     assert "| ensemble |" in tags["mlflow.note.content"]
-    assert "Compare" in client.get_experiment("1").tags["mlflow.note.content"]
+    assert "Which run is better" in client.get_experiment("1").tags["mlflow.note.content"]
     assert tags["weatherglass.data_md5"] == file_md5(project / "data/ingested/panel.parquet")
     assert tags["weatherglass.prefect_flow_run_id"]
     assert parent.inputs is not None

@@ -10,9 +10,9 @@ def test_a_table_keeps_its_cells_whatever_they_hold() -> None:
 
 
 def test_a_run_tells_its_leaderboard_best_first_and_what_it_is_a_run_of() -> None:
-    note = run_note({"tcn/wql": 0.03, "ensemble/wql": 0.02}, {"git_commit": "abc"})
+    note = run_note({"tcn/wql": 0.03, "ensemble/wql": 0.02}, {"git_commit": "abc"}, "4", "c0ffee")
     assert note.index("ensemble") < note.index("tcn") and "0.0200" in note
-    assert "| git_commit | `abc` |" in note and "`report.html` and `map.html`" in note
+    assert "| git_commit | `abc` |" in note and "[Report](#/experiments/4/runs/c0ffee/artifacts/report.html?" in note
 
 
 def test_a_version_tells_its_metrics_and_its_guarantee() -> None:

@@ -39,10 +39,10 @@ def test_the_table_shows_before_after_and_ratio_and_the_band_beside_the_bound() 
     assert [(row.name, row.before, row.after, row.ratio) for row in shown.rows] == [
         ("Quantile calibration error", "0.0400", "0.0100", "0.25")
     ]
-    assert "20.0% narrower than the 10 that Bonferroni's bound takes" in shown.sentences[0]
+    assert "20.0\u00a0% narrower than the 10 that Bonferroni's bound takes" in shown.sentences[0]
     assert "no finite band" in repairs(data(joint_width_90=8.0)).sentences[0]
     assert repairs(data(set_coverage_90=0.914, set_size_90=2.31)).sentences == (
-        "The 90 % sets hold 91.4% of test values and are 2.3 of a series' ten decile bins wide on average.",
+        "The 90 % sets hold 91.4\u00a0% of test values and are 2.3 of a series' ten decile bins wide on average.",
     )
     assert repairs(data()).rows == repairs(data()).sentences == ()
 

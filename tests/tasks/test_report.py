@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tasks.calibrate import CALIBRATION
+from tasks.files import read_json
 from tasks.report import (
     Course,
     Fan,
@@ -24,7 +27,8 @@ from tasks.report import (
     format_metric,
     render_report,
 )
-from tasks.report_words import betabinomial_band, card_rows, leaderboard, verdict
+from tasks.report_card import card_rows
+from tasks.report_words import betabinomial_band, leaderboard, verdict
 
 HORIZON = 14
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -332,6 +336,19 @@ def test_guarantee_card_speaks_in_words(data: ReportData, page: str) -> None:
     assert rows["Sampling band"].lines == ("0.885 to 0.915",)
     assert rows["Coverage by group"].lines == ("weekday: 0.903", "weekend: 0.897")
     assert "Effective n" in page
+
+
+def test_guarantee_card_says_what_is_promised_and_what_is_not(evaluated_project: Path) -> None:
+    card = read_json(evaluated_project / CALIBRATION / "card.json")
+    rows = {row.label: row for row in card_rows(card)}
+    assert next(iter(rows)) == "Assumption" and all(row.meaning for row in rows.values())
+    promise = card["levels"]["step 90 %"]
+    line = next(line for line in rows["Levels"].lines if line.startswith("step 90 %"))
+    assert f"promised, by rank {promise['rank']:,} of {promise['n']:,} scores" in line
+    few = {**card, "levels": {"step 95 %": {**promise, "certified": False, "n": 12}}, "gate": "of another version"}
+    rows = {row.label: row for row in card_rows(few)}
+    assert rows["Levels"].lines == ("step 95 %: not promised, 12 scores are too few",)
+    assert rows["Alarm"].lines == ("of another version",)
 
 
 def test_detection_and_kept_shares_are_tables(data: ReportData) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sqlite3
@@ -17,6 +18,8 @@ import pytest
 from mlflow import MlflowClient
 from sqlalchemy.exc import OperationalError
 
+from tasks.mlflow_view import KIND_TAG, VIEW_TAG, view_address
+from tasks.model_page import NOTE_TAG, describe_experiment
 from tasks.tracking import (
     TrackingError,
     finish_parent,
@@ -262,3 +265,26 @@ def test_a_store_that_stays_locked_is_one_sentence(tmp_path: Path, monkeypatch: 
     with pytest.raises(TrackingError, match=r"services\.mlflow_uri in params\.yaml.*database is locked") as caught:
         log_stage(parent, "locked", metrics={"loss": 1.0})
     assert "\n" not in str(caught.value)
+
+
+def test_runs_are_compared_by_a_view_of_whole_ones_and_what_a_person_wrote_stays(tmp_path: Path) -> None:
+    client, runs = MlflowClient(), []
+    metrics = {"ensemble/wql": 0.02, "seasonal_naive/wql": 1.0}
+    for name, wql in (("a", 0.03), ("b", 0.02)):
+        runs.append(parent_run(tmp_path, "compared", {"params": name}))
+        log_stage(runs[-1], "evaluate", metrics=metrics)
+        finish_parent(tmp_path, metrics | {"ensemble/wql": wql})
+    log_alone(tmp_path, "compared", "monitor", "digest", {"live/crps": 0.1}, [])
+    describe_experiment(runs[0], metrics)
+    experiment = client.get_experiment_by_name("compared")
+    assert experiment is not None
+    number, view = experiment.experiment_id, json.loads(experiment.tags[VIEW_TAG])
+    found = client.search_runs([number], view["searchFilter"], order_by=[f"{view['orderByKey']} ASC"])
+    assert [run.info.run_id for run in found] == runs[::-1]
+    assert view_address(number) in experiment.tags[NOTE_TAG]
+
+    client.set_experiment_tag(number, NOTE_TAG, "ours")
+    client.set_experiment_tag(number, KIND_TAG, "custom")
+    describe_experiment(runs[0], {**metrics, "mamba/wql": 0.04})
+    tags = client.get_experiment(number).tags
+    assert (tags[NOTE_TAG], tags[KIND_TAG]) == ("ours", "custom") and "mamba/wql" in tags[VIEW_TAG]
