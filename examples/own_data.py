@@ -21,7 +21,7 @@ from tasks.files import write_text
 from tasks.params import Params
 
 HERE = Path(__file__).parent
-BLOCK = re.compile(r"^(\w+):\n(?:[ ]+[^\n]*\n)+", re.MULTILINE)
+BLOCK = re.compile(r"^(\w+):[ ]*(?:#[^\n]*)?\n(?:[ ]+[^\n]*\n)+", re.MULTILINE)
 
 
 def tourism(table: pd.DataFrame) -> pd.DataFrame:

@@ -16,7 +16,7 @@ def ingest_flow(stage: Stage) -> None:
 
     folder = stage.do(ingest, stage.params, stage.root, warn)
     meta = read_json(folder / "meta.json")
-    log_dataset(stage.parent_run_id, stage.params.data.source, folder / "panel.parquet", meta["sha256"])
+    log_dataset(stage.parent_run_id, stage.params.data.name, folder / "panel.parquet", meta["sha256"])
     stage.run.log(params=stage.params.data.model_dump(mode="json"), artifacts=[folder / "meta.json"])
     print(f"ingested {meta['n_series']} series, {meta['n_rows']} rows, {meta['first']} to {meta['last']}")
 

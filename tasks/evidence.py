@@ -60,7 +60,7 @@ def report_data(
     kept, risk = scores.risk_coverage(evidence.uncertainty, evidence.risk)
     oracle = scores.risk_coverage(evidence.risk, evidence.risk)[1]
     return ReportData(
-        title=f"{params.registry.name}: {params.data.source} forecasts, {params.data.horizon} steps ahead",
+        title=f"{params.registry.name}: {params.data.name} forecasts, {params.data.horizon} steps ahead",
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         identity=identity,
         data_span=data_span(root, prepared),

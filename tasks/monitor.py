@@ -62,10 +62,11 @@ def monitor(params: Params, root: Path, bundle: Bundle, version: str, digest: st
     panel = LivePanel.read(params, root, bundle, reference)
     tracker = Tracker.open(root, f"{params.registry.name}-{version}", digest, bundle, reference, rules.adaptive)
     notes = tracker.advance(panel, bundle)
+    steps = rules.window or reference.window
     window = {
         cutoff: step
         for cutoff, step in panel.cutoffs.items()
-        if step >= panel.newest - (rules.window or reference.window) and step + panel.horizon <= panel.newest
+        if step >= panel.newest - steps and step + panel.horizon <= panel.newest
     }
     issued = {cutoff: record for cutoff in window if (record := tracker.issued(cutoff)) is not None}
     whole = _whole(panel, issued)
@@ -79,7 +80,11 @@ def monitor(params: Params, root: Path, bundle: Bundle, version: str, digest: st
         "version": version,
         "champion": {"bundle": digest, "until": reference.until, "trained_until": reference.trained_until},
         "data": {"until": panel.newest_time, "md5": md5},
-        "judged": {"windows": 0 if live is None else len(live), "cutoffs": [str(cutoff) for cutoff in issued]},
+        "judged": {
+            "windows": 0 if live is None else len(live),
+            "cutoffs": [str(cutoff) for cutoff in issued],
+            "steps": steps,
+        },
         "figures": [figure.row() for figure in found],
         "alarms": [figure.row() | {"text": figure.sentence} for figure in found if figure.alarm],
         "timeline": [] if live is None else timeline(live, {panel.cutoffs[cutoff]: cutoff for cutoff in issued}, held),
@@ -222,4 +227,5 @@ def headline(outcome: Outcome) -> str:
         )
     count, cutoffs = summary["judged"]["windows"], len(summary["judged"]["cutoffs"])
     state = f"{len(outcome.alarms)} alarm{'s' if len(outcome.alarms) > 1 else ''}" if outcome.alarms else "calm"
-    return f"{name}: {state}, by {count} windows of {cutoffs} cutoffs since {until}"
+    judged = f"{count} window{'s' * (count != 1)} of {cutoffs} cutoff{'s' * (cutoffs != 1)}"
+    return f"{name}: {state}, by {judged} since {until}"

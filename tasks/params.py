@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
@@ -82,6 +82,11 @@ class Data(_Block):
     count: bool = False
     gaps: Literal["error", "interpolate", "zero", "forward"] = "error"
     until: Annotated[dt.datetime | dt.date | int | None, BeforeValidator(_until)] = None
+
+    @property
+    def name(self) -> str:
+        """What the panel is called in titles: its source, or its file's name without the ending."""
+        return self.source if self.path is None or self.source != "file" else PurePath(self.path).stem
 
     @property
     def covariates(self) -> tuple[str, ...]:

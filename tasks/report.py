@@ -248,7 +248,7 @@ def render_report(data: ReportData) -> str:
     from tasks.report_card import card_rows
     from tasks.report_plots import sections
     from tasks.report_repairs import repairs, without_repairs
-    from tasks.report_words import leaderboard, verdict
+    from tasks.report_words import alone, leaderboard, verdict
 
     columns, rows = leaderboard(without_repairs(data))
     return (
@@ -260,6 +260,7 @@ def render_report(data: ReportData) -> str:
             verdict=verdict(data),
             columns=columns,
             rows=rows,
+            alone=alone(without_repairs(data)),
             sections=sections(data),
             card=card_rows(data.card),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +57,16 @@ def render_drift(outcome: Outcome) -> str:
             alarms=told,
             notes=summary["notes"],
             facts=facts,
-            thresholds={key: str(value) for key, value in summary["thresholds"].items()},
+            thresholds=_thresholds(summary),
         )
     )
+
+
+def _thresholds(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What params.yaml sets, as text; ``window`` with the steps that are judged."""
+    steps, given = summary["judged"]["steps"], summary["thresholds"]["window"]
+    newest = f"{steps} steps" if given is not None else f"null: {steps} steps, the champion's test fold"
+    return {key: str(value) for key, value in summary["thresholds"].items()} | {"window": newest}
 
 
 def _headline(outcome: Outcome) -> str:
@@ -101,11 +108,12 @@ def _sections(outcome: Outcome) -> tuple[Section, ...]:
     rows, figures = outcome.summary["timeline"], {each.metric: each for each in outcome.found if each.kind == "all"}
     adaptive = outcome.summary["live_intervals"]
     coverage = figures[f"coverage_{LEVEL}"]
+    where = f"each of {len(rows)} cutoffs" if len(rows) > 1 else "the one cutoff that is whole"
     return (
         Section(
             "time",
             "Cutoff by cutoff",
-            f"All series together at each of {len(rows)} cutoffs. The champion's intervals cover {pct(coverage.value)} of the "
+            f"All series together at {where}. The champion's intervals cover {pct(coverage.value)} of the "
             f"values since its data ended, its live ones, which adapt to what they missed ({adaptive['method']}), "
             f"{_shown(coverage.metric, adaptive['coverage'] if adaptive['coverage'] is not None else np.nan)}.",
             (

@@ -10,7 +10,7 @@ import numpy as np
 
 from tasks.report import COVERAGE, MISSING, NBSP, Band, ReportData, format_metric, format_percent
 
-__all__ = ["Check", "Column", "Row", "Verdict", "betabinomial_band", "leaderboard", "verdict"]
+__all__ = ["Check", "Column", "Row", "Verdict", "alone", "betabinomial_band", "leaderboard", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Column:
     better: str
 
 
-ORDER = ("wql", "crps", "mase", "wape", "coverage_80", "coverage_90", "coverage_95", "width_80", "width_90", "width_95",
-         "joint_coverage_90", "joint_width_90", "ece", "pit_ks", "aurc", "ood_auroc", "ood_fpr95")  # fmt: skip
+ORDER = ("wql", "crps", "mase", "wape", "coverage_80", "coverage_90", "coverage_95", "width_90", "joint_coverage_90",
+         "joint_width_90", "ece", "pit_ks", "width_80", "width_95", "aurc", "ood_auroc", "ood_fpr95")  # fmt: skip
 LOWER = {"wql", "crps", "mase", "wape", "ece", "pit_ks", "aurc", "ood_fpr95"}
 HIGHER = {"ood_auroc"}
 ELSEWHERE = {"ood_aupr", "ood_spearman", "ood_false_alarm_rate", "abstain_rate", "aurc_oracle", "aurc_ratio",
@@ -92,6 +92,7 @@ def _placed(value: float | None, band: Band | None) -> str:
     return "below" if value < band[0] else "above" if value > band[1] else "inside"
 
 
+TOO_FEW = "too few blocks of time to judge by"
 STATE = {"inside": "holds", "below": "misses", "above": "misses", "unknown": "unknown"}
 
 
@@ -102,6 +103,9 @@ def _banded(
     place = _placed(value, band)
     if value is None or band is None or place == "unknown":
         return unknown, Check(title, MISSING, "not measured", "unknown")
+    if band[0] <= 0 and band[1] >= 1:
+        shown = format_percent(value)
+        return f"{says.format(shown)}, on too few blocks of time to be judged", Check(title, shown, TOO_FEW, "unknown")
     shown = format_percent(value, *band)
     span = f"{format_percent(band[0], value)} to {format_percent(band[1], value)}"
     judged = "" if place == "inside" else f", so {meaning[place]}"
@@ -160,10 +164,12 @@ def verdict(data: ReportData) -> Verdict:
     )  # fmt: skip
     checks = (accuracy, coverage, joint, gate)
     missed = [check.title[0].lower() + check.title[1:] for check in checks if check.state == "misses"]
-    unknown = [check.title[0].lower() + check.title[1:] for check in checks if check.state == "unknown"]
+    unjudged = [check for check in checks if check.state == "unknown"]
+    unknown = [check.title[0].lower() + check.title[1:] for check in unjudged]
+    how = "not judged" if any(check.target == TOO_FEW for check in unjudged) else "not measured"
     headline = f"{len(missed)} of {len(checks)} checks missed: {', '.join(missed)}" if missed else "Every check holds"
     if unknown:
-        headline = f"{headline if missed else 'No measured check is missed'}; not measured: {', '.join(unknown)}"
+        headline = f"{headline if missed else 'No {how.split()[1]} check is missed'}; {how}: {', '.join(unknown)}"
     joined = "and" if coverage.state == joint.state else "but"
     return Verdict(headline, (first, f"{marginal}, {joined} {whole}.", f"{alarm}."), checks)
 
@@ -194,13 +200,10 @@ def _best(metric: str, values: Iterable[float]) -> float | None:
 def leaderboard(data: ReportData) -> tuple[list[Column], list[Row]]:
     """Return the table of models by metrics, sorted by WQL (models without one last), the best of each marked.
 
-    What only the ensemble has and a section of its own tells is left out.
+    What the ensemble alone has is left out: `alone` tells it, or a section of its own.
     """
-    scores: dict[str, dict[str, float]] = {}
-    for key, value in data.metrics.items():
-        model, _, metric = key.rpartition("/")
-        if metric not in ELSEWHERE:
-            scores.setdefault(model, {})[metric] = float(value)
+    scores, single = _scores(data), set(_single(data))
+    scores = {model: {name: row[name] for name in row if name not in single} for model, row in scores.items()}
     kinds = dict.fromkeys(data.families, "family") | dict.fromkeys(data.baselines, "baseline")
     kinds[data.ensemble] = "ensemble"
     known = {metric: place for place, metric in enumerate(ORDER)}
@@ -219,6 +222,31 @@ def leaderboard(data: ReportData) -> tuple[list[Column], list[Row]]:
         for model in sorted(scores, key=rank)
     ]  # fmt: skip
     return [_column(metric) for metric in metrics], rows
+
+
+def alone(data: ReportData) -> str:
+    """Return what the ensemble alone was measured by, in a sentence; empty where there is nothing."""
+    own = _scores(data).get(data.ensemble, {})
+    told = ", ".join(f"{_column(metric).label} {format_metric(metric, own[metric])}" for metric in _single(data))
+    return f"The {data.ensemble} alone has {told}." if told else ""
+
+
+def _single(data: ReportData) -> list[str]:
+    """Metrics that the ensemble has and no other of several models, in the order of columns."""
+    scores = _scores(data)
+    others = {metric for model, row in scores.items() if model != data.ensemble for metric in row}
+    own = scores.get(data.ensemble, {}) if len(scores) > 1 else {}
+    return sorted(set(own) - others, key=lambda metric: (ORDER.index(metric) if metric in ORDER else len(ORDER), metric))
+
+
+def _scores(data: ReportData) -> dict[str, dict[str, float]]:
+    """Metrics by model, without those that a section of its own tells."""
+    scores: dict[str, dict[str, float]] = {}
+    for key, value in data.metrics.items():
+        model, _, metric = key.rpartition("/")
+        if metric not in ELSEWHERE:
+            scores.setdefault(model, {})[metric] = float(value)
+    return scores
 
 
 def _against(found: tuple[float, float, float] | None) -> tuple[str, bool]:

@@ -85,5 +85,7 @@ def test_it_prints_light_and_without_its_navigation(page: Any, reported: Path) -
     page.open(reported / REPORT, scheme="dark", media="print")
     assert page.ask("getComputedStyle(document.querySelector('nav')).display") == "none"
     assert page.ask("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    page.open(reported / REPORT, width=688, media="print")  # A4 less its margins
+    assert page.ask("document.documentElement.scrollWidth") <= 688
     pages = page.call("Page.printToPDF", printBackground=True)["data"]
     assert len(pages) > 10_000

@@ -90,7 +90,7 @@ def test_mlflow_holds_one_parent_with_everything_below_it(project: Path, client:
     assert tags["weatherglass.data_md5"] == file_md5(project / "data/ingested/panel.parquet")
     assert tags["weatherglass.prefect_flow_run_id"]
     assert parent.inputs is not None
-    assert [entry.dataset.name for entry in parent.inputs.dataset_inputs] == ["file"]
+    assert [entry.dataset.name for entry in parent.inputs.dataset_inputs] == ["hourly"]
     assert client.get_model_version_by_alias("weatherglass", "champion").version in (1, "1")
 
 

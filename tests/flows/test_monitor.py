@@ -63,7 +63,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weatherglass: Ran, edit
 
 def test_calm_is_0_and_an_alarm_is_4_with_its_sentence(run: Ran) -> None:
     ended = run(outcome(CALM))
-    assert ended.code == 0 and "weatherglass version 1: calm, by 7 windows of 1 cutoffs" in ended.out
+    assert ended.code == 0 and "weatherglass version 1: calm, by 7 windows of 1 cutoff since" in ended.out
     ended = run(outcome(CALM, ALARM))
     assert ended.code == 4
     assert "crps: the CRPS of all series is 2, above 1.25 (reference 1)." in ended.out

@@ -80,7 +80,8 @@ def test_without_new_truth_there_is_nothing_to_judge_and_the_next_forecasts_are_
     said = verdict_text(outcome)
     assert "nothing to judge yet: its own data ended at 2024-03-01T23:00:00" in said and "42 intervals wait" in said
     assert outcome.summary["live_intervals"]["issued"] == 7 * 6
-    assert "Nothing to judge yet" in render_drift(outcome)
+    page = render_drift(outcome)
+    assert "Nothing to judge yet" in page and "null: 36 steps, the champion&#39;s test fold" in page and "None" not in page
     goes_on(root, 5)
     assert go().found == (), "no window is whole before its last step has come"
 

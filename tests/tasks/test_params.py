@@ -197,3 +197,8 @@ def test_a_few_short_series_do_not_shorten_the_context() -> None:
 def test_too_short_a_panel_is_told_with_what_it_needs() -> None:
     with pytest.raises(UserError, match=r"longest series has length 80.*need \d+"):
         derive_settings(Params(), [80, 60])
+
+
+def test_a_panel_is_called_by_its_source_or_its_file() -> None:
+    assert Params().data.name == "chicago"
+    assert Params.model_validate({"data": {"source": "file", "path": "data/raw/tourism.csv"}}).data.name == "tourism"

@@ -28,7 +28,7 @@ from tasks.report import (
     render_report,
 )
 from tasks.report_card import card_rows
-from tasks.report_words import betabinomial_band, leaderboard, verdict
+from tasks.report_words import alone, betabinomial_band, leaderboard, verdict
 
 HORIZON = 14
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -172,7 +172,7 @@ def test_leaderboard_is_sorted_by_wql_and_marks_the_best(data: ReportData) -> No
     assert best["wql"] == ["ensemble"]
     assert best["coverage_80"] == ["ensemble"]
     assert best["width_90"] == []  # the narrowest interval is not the best one
-    assert best["ood_auroc"] == []  # measured for one model alone
+    assert "ood_auroc" not in best and alone(data) == "The ensemble alone has OOD AUROC 0.9312."
 
 
 def test_best_coverage_is_the_closest_to_its_level_from_either_side(data: ReportData) -> None:
@@ -235,6 +235,14 @@ def test_verdict_does_not_claim_what_was_not_measured(data: ReportData) -> None:
     result = verdict(replace(data, metrics={"tft/wql": 0.1}, baselines=()))
     assert [check.state for check in result.checks[:3]] == ["unknown"] * 3
     assert "not measured" in result.headline and "Every check holds" not in result.headline
+
+
+def test_a_band_of_everything_judges_nothing(data: ReportData) -> None:
+    result = verdict(replace(data, coverage_band=(0.0, 1.0)))
+    check = result.checks[1]
+    assert (check.value, check.target, check.state) == ("90.2\u00a0%", "too few blocks of time to judge by", "unknown")
+    assert result.headline.endswith("not judged: 90 % intervals") and "Every check holds" not in result.headline
+    assert "cover 90.2\u00a0% of test values, on too few blocks of time to be judged" in result.sentences[1]
 
 
 def test_rounding_never_puts_a_miss_on_the_edge_of_its_band(data: ReportData) -> None:
