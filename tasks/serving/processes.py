@@ -36,6 +36,9 @@ ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", 
     "JE_ARROW_MALLOC_CONF": "background_thread:false"  # of Arrow's own allocator
 }
 
+SECRETS = ("PASSWORD", "SECRET", "TOKEN", "KEY", "AUTH", "CREDENTIAL")
+"""Words in the names of variables that processes which forecast do without."""
+
 
 class Lost(Exception):
     """A process that was asked has ended, or took too long and was ended for it."""
@@ -132,7 +135,7 @@ class Nursery(Process):
         with theirs:
             self.started = subprocess.Popen(
                 [sys.executable, "-P", *(program or WORKER), str(theirs.fileno())],
-                env=os.environ | ONE_THREAD | {"PYTHONPATH": path},
+                env=_without_secrets() | ONE_THREAD | {"PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,
                 stdout=2,
                 pass_fds=[theirs.fileno()],
@@ -147,6 +150,11 @@ class Nursery(Process):
         except subprocess.TimeoutExpired:
             self.started.kill()
             self.started.wait()
+
+
+def _without_secrets() -> dict[str, str]:
+    """The environment without what opens a registry or a store; files of both are read by the service."""
+    return {name: value for name, value in os.environ.items() if not any(word in name.upper() for word in SECRETS)}
 
 
 def forks(control: Connection) -> Connection | None:

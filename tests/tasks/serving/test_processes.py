@@ -108,6 +108,17 @@ def test_one_that_cannot_fork_any_more_says_so() -> None:
     assert gone([worker.process.pid])
 
 
+def test_they_get_one_thread_and_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "PREFECT_API_AUTH_STRING"):
+        monkeypatch.setenv(name, "hidden")
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    nursery = Nursery(ECHO)
+    nursery.fork().let_go()  # it has begun
+    found = nursery.process.environ()
+    nursery.end()
+    assert "hidden" not in found.values() and found["OMP_NUM_THREADS"] == "1" and found["PATH"] == os.environ["PATH"]
+
+
 @pytest.mark.parametrize("working", [False, True])
 def test_all_end_when_who_asks_them_is_killed(working: bool) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
