@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
 from tasks.params_serving import Serving
 from tasks.serving.bodies import Refusal
@@ -119,8 +120,10 @@ class Batcher:
 
     async def tend(self, crew: Crew) -> None:
         """Replace the idle workers of a crew that have ended."""
-        for worker in [each for each in crew.idle if not each.waits]:
-            crew.idle.remove(worker)
+        ended = [worker for worker in crew.idle if not worker.waits]
+        for worker in ended:
+            crew.idle.remove(worker)  # all of them before anybody else may take one
+        for worker in ended:
             await self._replace(crew, worker, "has ended")
 
     async def _work(self) -> None:
@@ -139,14 +142,21 @@ class Batcher:
                 if not worker.waits:
                     self._spawn(self._replace(crew, worker, "has ended"))
                 elif batch := self._next(1 + len(crew.idle)):
-                    self._spawn(self._run(crew, worker, batch))
+                    self._spawn(self._run(crew, worker, batch), batch)
                 else:
                     crew.idle.appendleft(worker)
 
-    def _spawn(self, work) -> None:  # type: ignore[no-untyped-def]
+    def _spawn(self, work: Coroutine[Any, Any, None], batch: Sequence[Part] = ()) -> None:
+        """Let a task work; where it is cancelled, ``batch`` is told so, and a worker that is busy ends with its crew."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._running.discard(task)
+            if task.cancelled():
+                self._give(batch, [STOPPED] * len(batch))
+
         task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(ended)
 
     async def _run(self, crew: Crew, worker: Process, batch: list[Part]) -> None:
         """Let a worker forecast a batch, and give what comes of it."""
@@ -157,9 +167,6 @@ class Batcher:
         try:
             seconds = self.limits.forecast_seconds
             results = await loop.run_in_executor(self._threads, crew.forecast, worker, requests, seconds)
-        except asyncio.CancelledError:
-            self._give(batch, [STOPPED] * len(batch))  # the worker stays busy, and ends with its crew
-            raise
         except Lost as lost:
             crew.busy.discard(worker)
             self._try_again(batch)
