@@ -255,10 +255,9 @@ class Bundle:
         """Forecast windows of a panel that `encoding` has made, and let the gate look at them."""
         predicted = self._predicted(panel, windows)
         values = _quantiles(predicted)
-        splits = torch.stack([_split(each) for each in predicted])
         predictive = self.calibration.apply(pool(values, self.weights, self.pooling))
-        aleatoric, epistemic = decompose(values, self.weights, splits)
-        encoded = torch.from_numpy(predict_windows(self.encoder, panel, windows, self.params.train.seed).features)
+        aleatoric, epistemic = decompose(values, self.weights, _splits(predicted))
+        encoded = torch.from_numpy(predicted[self.members.index(self.encoder)].features)
         score = self.gate.score(gate_features(encoded, panel, windows))
         signals = error_signals(predictive, epistemic, panel.levels(windows)[0])
         abstain = self.gate.abstain(score, self.gate.uncertainty(signals, score))
@@ -315,6 +314,13 @@ class Bundle:
 def _quantiles(predicted: list[Predicted]) -> torch.Tensor:
     """Quantiles of all members ``(M, n, H, Q)``."""
     return torch.stack([torch.from_numpy(each.quantiles) for each in predicted])
+
+
+def _splits(predicted: list[Predicted]) -> torch.Tensor | None:
+    """Aleatoric and epistemic variance within each member ``(M, 2, n, H)``; None where no member has MC dropout passes."""
+    if all(each.split is None for each in predicted):
+        return None
+    return torch.stack([_split(each) for each in predicted])
 
 
 def _split(predicted: Predicted) -> torch.Tensor:

@@ -62,11 +62,22 @@ def _categories(history: pd.DataFrame, encoding: Encoding) -> list[str]:
 def _times_after(ends: pd.Series, frequency: str | int, horizon: int) -> np.ndarray:
     """The ``horizon`` times that follow each of ``ends``, one end after the other ``(len(ends) * horizon,)``."""
     unique, place = np.unique(ends.to_numpy(), return_inverse=True)
-    if isinstance(frequency, int):
-        times = unique[:, None] + frequency * np.arange(1, horizon + 1)
+    step = _width(frequency)
+    if step is not None:
+        times = unique[:, None] + step * np.arange(1, horizon + 1)
     else:
-        times = np.stack([pd.date_range(end, periods=horizon + 1, freq=frequency)[1:].to_numpy() for end in unique])
+        times = np.stack([pd.date_range(end, periods=horizon + 1, freq=str(frequency))[1:].to_numpy() for end in unique])
     return times.astype(ends.to_numpy().dtype)[place].ravel()
+
+
+def _width(frequency: str | int) -> Any:
+    """What is between two times, where it is always the same; None for months and the like."""
+    if isinstance(frequency, int):
+        return frequency
+    offset = pd.tseries.frequencies.to_offset(frequency)
+    if isinstance(offset, pd.offsets.Day):
+        return np.timedelta64(offset.n, "D")
+    return pd.Timedelta(offset).to_timedelta64() if isinstance(offset, pd.offsets.Tick) else None
 
 
 def parse_cutoff(cutoff: Any, frame: pd.DataFrame) -> Any:

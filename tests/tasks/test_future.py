@@ -11,7 +11,7 @@ import pytest
 
 from tasks.encoding import Encoding
 from tasks.errors import UserError
-from tasks.future import parse_cutoff, with_future_rows
+from tasks.future import _times_after, parse_cutoff, with_future_rows
 from tasks.params import Params
 from tasks.settings import Settings
 
@@ -55,6 +55,13 @@ def test_every_series_gets_a_horizon_of_empty_rows_at_its_frequency(frequency: s
         assert group["y"].tolist()[:2] == [1.0, 2.0]
         assert group["y"].isna().tolist() == [False] * 2 + [True] * HORIZON
         assert group["ds"].tolist()[2:] == (expected if isinstance(frequency, int) else list(pd.to_datetime(expected)))
+
+
+@pytest.mark.parametrize("frequency", ["15min", "h", "D", "2D", "B", "W-MON", "MS", "QE"])
+def test_times_are_those_of_pandas(frequency: str) -> None:
+    ends = pd.Series(pd.date_range("2023-11-15", periods=60, freq=frequency).to_numpy()[[3, 59, 3, 17]])
+    expected = [time for end in ends for time in pd.date_range(end, periods=6, freq=frequency)[1:]]
+    assert list(pd.DatetimeIndex(_times_after(ends, frequency, 5))) == expected
 
 
 def test_series_may_end_at_different_times_and_hold_too_many_future_rows() -> None:
