@@ -60,12 +60,16 @@ class IngestedPanel:
     @cached_property
     def observed(self) -> np.ndarray:
         """Rows of each series that have a target, int64 ``(n_series,)``; ingest puts them before those that have none."""
-        has_target, begin = np.empty(len(self), dtype=bool), 0
-        for batch in self.batches(["y"]):
-            values = batch["y"]
-            np.equal(values, values, out=has_target[begin : begin + len(values)])
-            begin += len(values)
-        return np.add.reduceat(has_target, self.starts, dtype=np.int64)
+        missing, begin, place = [np.empty(0, dtype=np.int64)], 0, self._file.schema_arrow.names.index("y")
+        for number in range(self._file.num_row_groups):
+            group = self._file.metadata.row_group(number)
+            known = group.column(place).statistics
+            if known is None or not known.has_null_count or known.null_count:
+                values = self._file.read_row_group(number, columns=["y"])["y"].to_numpy()
+                missing.append(begin + np.flatnonzero(np.isnan(values)))
+            begin += group.num_rows
+        series = np.searchsorted(self.starts, np.concatenate(missing), side="right") - 1
+        return np.diff(self.starts, append=len(self)) - np.bincount(series, minlength=len(self.starts))
 
     def batches(self, names: Sequence[str], rows: int = BATCH) -> Iterator[dict[str, np.ndarray]]:
         """Columns of numbers and times in order, at most ``rows`` rows of each at a time; NaN and NaT where empty."""
