@@ -3,6 +3,7 @@
 # make test-services  set up and run the tests that need a Dask and a Ray cluster and a PostgreSQL server, all on this machine
 # make test-faults  kill the pipeline everywhere, take its services and disk away, and show a table of what came of it
 # make test-docker  build the images, start the stack on loopback, forecast through it, kill its parts, take it down
+# make speed measure the hot paths against their slow oracles, and fail where one gains less than was accepted
 # make audit  check the locks, and ask OSV for known vulnerabilities where it can be reached
 # make serve the forecast service on 127.0.0.1:8080, with the champion that make run has registered
 # make ui    MLflow and Prefect UIs on the embedded stores
@@ -11,7 +12,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run serve test test-services test-faults test-docker audit ui clean lint peers
+.PHONY: run serve test speed test-services test-faults test-docker audit ui clean lint peers
 
 $(VENV)/.run: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -45,6 +46,9 @@ test: lint
 
 test-services: $(VENV)/.services
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/services
+
+speed: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.hot_paths --check
 
 # apart from make test: it takes some ten minutes
 test-faults: $(VENV)/.test

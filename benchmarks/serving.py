@@ -49,6 +49,7 @@ NOTES = (
     "neuralforecast: NHITS trained for a few steps on the same panel with the same covariates, saved and loaded, behind a "
     "FastAPI app whose one route calls nf.predict(df, futr_df); the same rows as JSON (columns and data).",
     "Saturation: 4, 16 or 32 clients, the number from which more bring no more requests a second, each service for itself.",
+    "Memory of the mixed load is that of all the service's processes, a page that several share counted once (PSS).",
     "client_share is the processor time of all clients over the clock's, service_cores that of the service.",
 )
 

@@ -261,8 +261,8 @@ def _course(service: Service, seconds: float, first: Callable[[], None], second:
     for at, action in due:
         while (left := begun + at - time.perf_counter()) > 0:
             time.sleep(min(left, 0.5))
-            most = max(most, service.rss())
-        memory.append(service.rss())
+            most = max(most, service.memory())
+        memory.append(service.memory())
         if action is not None:
             action()
     settled, last = memory[0], memory[-1]

@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,15 +123,34 @@ class Service:
     path: str
 
     def processes(self) -> list[psutil.Process]:
-        return [self.process, *self.process.children(recursive=True)]
+        return [self.process, *descendants(self.process.pid)]
 
     def cpu_seconds(self) -> float:
         """Processor time that the service has used so far."""
         return float(sum(sum(process.cpu_times()[:2]) for process in self.processes()))
 
-    def rss(self) -> int:
-        """Bytes of memory in use."""
-        return int(sum(process.memory_info().rss for process in self.processes()))
+    def memory(self) -> int:
+        """Bytes of memory in use by all processes, a page that several share counted once (PSS, proc(5) smaps_rollup)."""
+        found = 0
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):  # a champion's processes end when its successor has come
+                found += process.memory_full_info().pss
+        return found
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """Processes that descend from a process, by what each says of its parent.
+
+    psutil's ``children`` compares times of creation, and misses some where the system's clock is set meanwhile.
+    """
+    parents: dict[int, list[psutil.Process]] = {}
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess):
+            parents.setdefault(process.ppid(), []).append(process)
+    found = list(parents.get(pid, ()))
+    for process in found:  # which grows
+        found += parents.get(process.pid, ())
+    return found
 
 
 @contextmanager

@@ -191,12 +191,15 @@ def serve(
         int | None, typer.Option(help="Port; 0 for one that is free.", min=0, max=65535, show_default="serving.port, 8080")
     ] = None,
     alias: Annotated[str, typer.Option(help="Which registered model answers; the service follows it.")] = "champion",
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that forecast.", min=1, show_default="serving.workers, a core each, at most 2")
+    ] = None,
     root: Root = Path("."),
 ) -> None:
     """Answer forecasts over HTTP with the champion, and with the next one as soon as the alias moves; Ctrl-C ends it."""
     from flows.serve import run_serve
 
-    raise typer.Exit(run_serve(root, host, port, alias))
+    raise typer.Exit(run_serve(root, host, port, alias, workers))
 
 
 @app.command()

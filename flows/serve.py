@@ -23,36 +23,43 @@ GRACE_SECONDS = 30
 HOST_VARIABLE, PORT_VARIABLE = "WEATHERGLASS_HOST", "WEATHERGLASS_PORT"
 ACCEPT_SECONDS = 0.2
 SO_ATTACH_FILTER = 26  # <asm-generic/socket.h>; Python has no name for it
-M_ARENA_MAX = -8  # <malloc.h>
 
 
-def run_serve(root: Path, host: str | None, port: int | None, alias: str) -> int:
+def run_serve(root: Path, host: str | None, port: int | None, alias: str, workers: int | None = None) -> int:
     """Serve until SIGTERM or Ctrl-C; returns 0.
 
     Order of precedence of address and port: argument, environment, params.yaml. Asked to stop, it says that it is not
-    ready, answers what comes for ``serving.drain_seconds``, then what has been begun, and ends.
+    ready, answers what comes for ``serving.drain_seconds``, then what has been begun, and ends. ``workers`` goes before
+    ``serving.workers``.
     """
     from flows.environment import opened
 
     root, params = opened(root)
     host = host or os.environ.get(HOST_VARIABLE) or params.serving.host
     port = _port(os.environ.get(PORT_VARIABLE), params.serving.port) if port is None else port
+    if workers is not None:
+        params = params.model_copy(update={"serving": params.serving.model_copy(update={"workers": workers})})
     listening = _listen(host, port)
-    _one_heap()
-    import torch
-    import uvicorn
+    from tasks.serving.memory import one_heap
+    from tasks.serving.processes import Nursery
 
-    from tasks.serving.app import Service
-    from tasks.tracking_store import initialise
+    first = Nursery()  # which imports what it needs while this process does
+    try:
+        one_heap()
+        import uvicorn
 
-    torch.set_num_threads(1)  # one thread forecasts, the others read and answer
-    initialise()
-    service = Service(root, params, alias, host, _told)
-    config: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "lifespan": "on"}
-    server = uvicorn.Server(uvicorn.Config(service.front, timeout_graceful_shutdown=GRACE_SECONDS, **config))
-    shown = f"[{host}]" if ":" in host else host
-    _told(f"listening at http://{shown}:{listening.getsockname()[1]}; /docs tells what may be asked")
-    asyncio.run(_serve(server, service, listening, params.serving.drain_seconds))
+        from tasks.serving.app import Service
+        from tasks.tracking_store import initialise
+
+        initialise()
+        service = Service(root, params, alias, host, _told, first)
+        config: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "lifespan": "on"}
+        server = uvicorn.Server(uvicorn.Config(service.front, timeout_graceful_shutdown=GRACE_SECONDS, **config))
+        shown = f"[{host}]" if ":" in host else host
+        _told(f"listening at http://{shown}:{listening.getsockname()[1]}; /docs tells what may be asked")
+        asyncio.run(_serve(server, service, listening, params.serving.drain_seconds))
+    finally:
+        first.end()
     return 0
 
 
@@ -101,16 +108,6 @@ def refuse_new(listening: socket.socket) -> None:
         listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(drop)))
     except OSError:
         return
-
-
-def _one_heap() -> None:
-    """Let glibc keep one heap for all threads, where there is glibc.
-
-    One for each thread that reads requests would hold on to what that thread once needed.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_ARENA_MAX, 1)
 
 
 def _port(text: str | None, default: int) -> int:

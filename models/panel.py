@@ -15,6 +15,9 @@ from torch import Tensor
 
 Batch = dict[str, Tensor]
 
+LEVEL_ROWS = 2**22
+"""Rows over which sums run at a time."""
+
 SCALE_FLOOR = 1e-2  # of the window's mean size: keeps an almost constant window from exploding when it is scaled
 
 
@@ -121,8 +124,9 @@ class Panel:
         """
         count = np.maximum((last - np.maximum(first, minimum)) // stride + 1, 0)
         series = np.repeat(np.arange(len(count)), count)
-        back = np.cumsum(count)[series] - np.arange(len(series)) - 1  # cutoffs of the same series that are yet to come
-        return Windows(torch.from_numpy(series), torch.from_numpy(last[series] - stride * back))
+        cutoff = np.arange(0, stride * len(series), stride)  # of one series after the other, moved to where each one's lie
+        cutoff += np.repeat(last - stride * (np.cumsum(count) - 1), count)
+        return Windows(torch.from_numpy(series), torch.from_numpy(cutoff))
 
     def _check(self, windows: Windows) -> None:
         """Raise ValueError where a window would read rows of another series."""
@@ -211,6 +215,36 @@ class Panel:
         of the series' last ``reference`` steps in units of their standard deviation, and the logarithm of the ratio
         of the standard deviations. Growth over years leaves both near zero; a sudden shift does not.
         """
+        order = windows.series.argsort(stable=True)
+        sorted_series, found = windows.series[order], list[tuple[Tensor, Tensor]]()
+        for first, last in self._blocks(LEVEL_ROWS):
+            begin, end = torch.searchsorted(sorted_series, torch.tensor([first, last])).tolist()
+            if begin < end:
+                chosen = windows[order[begin:end]]
+                found.append(self._of_series(first, last)._levels(Windows(chosen.series - first, chosen.cutoff)))
+        if not found:
+            return self.rows.new_zeros(0, dtype=torch.float64), self.rows.new_zeros((0, 2), dtype=torch.float64)
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order))
+        return torch.cat([scale for scale, _ in found])[back], torch.cat([features for _, features in found])[back]
+
+    def _blocks(self, rows: int) -> Iterator[tuple[int, int]]:
+        """Series ``[first, last)`` one after the other that have ``rows`` rows together, or one that has more."""
+        first = 0
+        while first < self.n_series:
+            end = int(torch.searchsorted(self.offsets, self.offsets[first] + rows, right=True)) - 1
+            last = min(max(end, first + 1), self.n_series)
+            yield first, last
+            first = last
+
+    def _of_series(self, first: int, last: int) -> Panel:
+        """The panel of series ``[first, last)`` alone, in the same memory."""
+        begin, end = int(self.offsets[first]), int(self.offsets[last])
+        offsets, own = self.offsets[first : last + 1] - begin, slice(first, last)
+        return Panel(self.schema, self.rows[begin:end], self.codes[begin:end], self.static[own], offsets, self.observed[own])
+
+    def _levels(self, windows: Windows) -> tuple[Tensor, Tensor]:
+        """`levels` by running sums over the whole panel."""
         unit, centre, spread = self._standardised_target()
         zero = unit.new_zeros(1)
         sums, squares = torch.cat([zero, unit.cumsum(0)]), torch.cat([zero, unit.square().cumsum(0)])

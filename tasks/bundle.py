@@ -199,11 +199,12 @@ class Bundle:
             name=name,
         )
 
-    def forecast(self, frame: pd.DataFrame, live: Live | None = None) -> pd.DataFrame:
+    def forecast(self, frame: pd.DataFrame, live: Live | None = None, before: int = 0) -> pd.DataFrame:
         """Forecast the steps after the last target of every series, with `LIVE_COLUMNS` where ``live`` gives their bounds.
 
         ``frame`` is a validated long table (``unique_id, ds, y`` and covariates, sorted) with future rows as
-        :func:`tasks.future.with_future_rows` makes them. Returns the forecast table, one row per series and step.
+        :func:`tasks.future.with_future_rows` makes them. Returns the forecast table, one row per series and step. Where
+        ``before`` series of a table, whole batches of `tasks.predict`, were forecast by themselves, the others go on from them.
         """
         panel = self.encoding.panel(frame)
         windows = Windows(torch.arange(panel.n_series), panel.observed.clone())
@@ -212,11 +213,12 @@ class Bundle:
             raise UserError(
                 f"series {short} has {int(panel.observed.min())} value; a forecast needs at least {MINIMUM_HISTORY}."
             )
-        seen = self.examine(panel, windows)
+        seen = self.examine(panel, windows, before)
         predictive = seen.predictive
         horizon = panel.schema.horizon
         rows = (panel.offsets[:-1] + panel.observed).numpy()[:, None] + np.arange(horizon)
-        series = [str(name) for name in frame["unique_id"].to_numpy()[rows[:, 0]]]
+        names = frame["unique_id"].iloc[rows[:, 0]].to_numpy(object)
+        series = [str(name) for name in names]
         per_step: dict[str, Any] = {"mean": predictive.mean, "median": predictive.median}
         for level in INTERVAL_LEVELS:
             bounds = self.calibration.interval(predictive, level, series)
@@ -231,7 +233,7 @@ class Bundle:
         per_step |= {"aleatoric": seen.aleatoric, "epistemic": seen.epistemic}
         times = frame["ds"].to_numpy()
         table: dict[str, Any] = {
-            "unique_id": frame["unique_id"].to_numpy()[rows].ravel(),
+            "unique_id": np.repeat(names, horizon),
             "ds": times[rows].ravel(),
             "cutoff": np.repeat(times[rows[:, 0] - 1], horizon),
             **{name: value.numpy().ravel() for name, value in per_step.items()},
@@ -251,15 +253,13 @@ class Bundle:
         exact = all(member.batch_invariant for member in self.members)
         return exact and not any(passes_of(self.params, family) for family in self.families)
 
-    def examine(self, panel: Panel, windows: Windows) -> Examined:
-        """Forecast windows of a panel that `encoding` has made, and let the gate look at them."""
-        predicted = self._predicted(panel, windows)
+    def examine(self, panel: Panel, windows: Windows, before: int = 0) -> Examined:
+        """Forecast windows of a panel that `encoding` has made, and let the gate look at them; ``before`` as in `forecast`."""
+        predicted = self._predicted(panel, windows, before)
         values = _quantiles(predicted)
-        splits = torch.stack([_split(each) for each in predicted])
         predictive = self.calibration.apply(pool(values, self.weights, self.pooling))
-        aleatoric, epistemic = decompose(values, self.weights, splits)
-        encoded = torch.from_numpy(predict_windows(self.encoder, panel, windows, self.params.train.seed).features)
-        score = self.gate.score(gate_features(encoded, panel, windows))
+        aleatoric, epistemic = decompose(values, self.weights, _splits(predicted))
+        score = self.gate.score(gate_features(self._encoded(panel, windows, predicted), panel, windows))
         signals = error_signals(predictive, epistemic, panel.levels(windows)[0])
         abstain = self.gate.abstain(score, self.gate.uncertainty(signals, score))
         p_value, is_ood, energy = self.gate.p_value(score), self.gate.is_ood(score), self._energy(panel, windows)
@@ -303,11 +303,18 @@ class Bundle:
         score = self.alarm.score(window_logits(member, panel, windows))
         return dict(zip(ENERGY_COLUMNS, (score, self.alarm.p_value(score)), strict=True))
 
-    def _predicted(self, panel: Panel, windows: Windows) -> list[Predicted]:
+    def _encoded(self, panel: Panel, windows: Windows, predicted: list[Predicted]) -> torch.Tensor:
+        """Features of the gate's encoder ``(n, D)``, which its forecast has brought unless that is one of MC dropout."""
+        index = next(index for index, member in enumerate(self.members) if member is self.encoder)
+        if passes_of(self.params, self.families[index]):
+            return torch.from_numpy(predict_windows(self.encoder, panel, windows, self.params.train.seed).features)
+        return torch.from_numpy(predicted[index].features)
+
+    def _predicted(self, panel: Panel, windows: Windows, before: int = 0) -> list[Predicted]:
         """Each member's forecast, with as many MC dropout passes as it was evaluated with."""
         seed = self.params.train.seed
         return [
-            predict_windows(member, panel, windows, seed, passes_of(self.params, family))
+            predict_windows(member, panel, windows, seed, passes_of(self.params, family), before)
             for member, family in zip(self.members, self.families, strict=True)
         ]
 
@@ -315,6 +322,13 @@ class Bundle:
 def _quantiles(predicted: list[Predicted]) -> torch.Tensor:
     """Quantiles of all members ``(M, n, H, Q)``."""
     return torch.stack([torch.from_numpy(each.quantiles) for each in predicted])
+
+
+def _splits(predicted: list[Predicted]) -> torch.Tensor | None:
+    """Aleatoric and epistemic variance within each member ``(M, 2, n, H)``; None where no member has MC dropout passes."""
+    if all(each.split is None for each in predicted):
+        return None
+    return torch.stack([_split(each) for each in predicted])
 
 
 def _split(predicted: Predicted) -> torch.Tensor:

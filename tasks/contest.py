@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from models.uncertainty import scores
@@ -65,7 +66,9 @@ def judge(params: Params, root: Path, champion: Bundle, challenger: Bundle, prom
     before, after = (float(each.covered.double().mean()) for each in (old, new))
     worse = worse_slices(old.crps, new.crps, windows.series, [str(name) for name in prepared.ids], rules.slice_tolerance)
     objections = []
-    if found.better < rules.confidence:
+    if torch.equal(old.crps, new.crps):
+        objections.append("it forecasts exactly what the champion does")
+    elif found.better < rules.confidence:
         objections.append(
             f"CRPS {_change(found)}: lower in {found.better:.0%} of resamples, {rules.confidence:.0%} are asked for"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,18 +40,22 @@ class Encoding:
 
     @classmethod
     def fit(cls, frame: pd.DataFrame | IngestedPanel, params: Params, settings: Settings, train: np.ndarray) -> Encoding:
-        """Fit on the rows of ``frame`` where ``train`` (bool ``(n_rows,)``) holds; asks for its columns one at a time."""
+        """Fit on the rows of ``frame`` where ``train`` (bool ``(n_rows,)``) holds.
+
+        An ingested panel is never held whole: it is asked for the training rows of a column at a time, and for the first row of
+        each series, since a static column has one value a series.
+        """
         data = params.data
-        known, past, _ = data.known_future, data.past_only, data.static
-        static_reals = tuple(name for name in data.static if pd.api.types.is_numeric_dtype(frame[name]))
+        known, past = data.known_future, data.past_only
+        static_reals = tuple(name for name in data.static if _is_number(frame, name))
         static = tuple(name for name in data.static if name not in static_reals)
         moments: dict[str, tuple[float, float]] = {}
         for name in (*known, *past, *static_reals):
-            column = frame[name].to_numpy(np.float64)
-            column = column[train & ~np.isnan(column)]
+            column = _chosen(frame, name, train)
             deviation = float(column.std()) if len(column) else 0.0
             moments[name] = (float(column.mean()) if len(column) else 0.0, deviation if deviation > 1e-12 else 1.0)
-        vocabularies = {name: _values(frame[name][train]) for name in ("unique_id", *static)}
+        seen = frame[train] if isinstance(frame, pd.DataFrame) else frame.first[np.logical_or.reduceat(train, frame.starts)]
+        vocabularies = {name: _values(seen[name]) for name in ("unique_id", *static)}
         reals, categories = _calendar_names(data.frequency, data.holidays) if settings.calendar else ((), ())
         schema = PanelSchema(
             known=(*known, *static_reals, *reals),
@@ -69,35 +74,48 @@ class Encoding:
 
     def panel(self, frame: pd.DataFrame) -> Panel:
         """Encode a validated long table (sorted by ``unique_id``, ``ds``) whose future rows have an empty ``y``."""
-        schema = self.schema
         starts = series_starts(frame)
         offsets = np.append(starts, len(frame)).astype(np.int64)
-        width = 1 + len(schema.known) + len(schema.past)
-        rows = np.empty((len(frame), width), dtype=np.float32)
-        rows[:, 0] = frame["y"].to_numpy(np.float32)
+        rows, codes = self.values({name: frame[name].to_numpy() for name in self.row_columns})
+        static = self.static_codes(frame.iloc[starts])
+        observed = np.add.reduceat(frame["y"].notna().to_numpy().astype(np.int64), starts)
+        return Panel(self.schema, *(torch.from_numpy(array) for array in (rows, codes, static, offsets, observed)))
+
+    @property
+    def row_columns(self) -> tuple[str, ...]:
+        """Columns that `values` reads."""
+        return ("y", "ds", *self.known_future, *self.static_reals, *self.past_only)
+
+    def values(self, columns: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """``Panel.rows`` and ``Panel.codes`` of some rows, of which `row_columns` are given ``(n,)``; each row by itself."""
+        schema, count = self.schema, len(columns["y"])
+        rows = np.empty((count, 1 + len(schema.known) + len(schema.past)), dtype=np.float32)
+        rows[:, 0] = columns["y"]
         position = 1
         for name in (*self.known_future, *self.static_reals):
-            rows[:, position] = self._standardised(frame, name)
+            rows[:, position] = self._standardised(columns, name)
             position += 1
-        codes = np.zeros((len(frame), len(schema.categories)), dtype=np.int64)
-        if self.calendar:
-            features = calendar_features(pd.DatetimeIndex(frame["ds"]), step_seconds(self.frequency), self.holidays)
-            for values in features.reals.values():
-                rows[:, position] = values
-                position += 1
+        codes = np.zeros((count, len(schema.categories)), dtype=np.int64)
+        if self.calendar:  # of each time once: a panel repeats few
+            place, times = pd.factorize(columns["ds"])
+            features = calendar_features(pd.DatetimeIndex(times), step_seconds(self.frequency), self.holidays)
+            reals = np.stack(list(features.reals.values()), axis=1)
+            rows[:, position : position + reals.shape[1]] = reals[place]
+            position += reals.shape[1]
             for index, (values, _) in enumerate(features.categories.values()):
-                codes[:, index] = values
+                codes[:, index] = values[place]
         for name in self.past_only:
-            rows[:, position] = np.nan_to_num(self._standardised(frame, name))
+            rows[:, position] = np.nan_to_num(self._standardised(columns, name))
             position += 1
-        first = frame.iloc[starts]
-        static = np.stack([self._codes(first, name) for name, _ in schema.static], axis=1)
-        observed = np.add.reduceat(frame["y"].notna().to_numpy().astype(np.int64), starts)
-        return Panel(schema, *(torch.from_numpy(array) for array in (rows, codes, static, offsets, observed)))
+        return rows, codes
 
-    def _standardised(self, frame: pd.DataFrame, name: str) -> np.ndarray:
+    def static_codes(self, first: pd.DataFrame) -> np.ndarray:
+        """``Panel.static`` of the series of which ``first`` has one row each."""
+        return np.stack([self._codes(first, name) for name, _ in self.schema.static], axis=1)
+
+    def _standardised(self, columns: Mapping[str, np.ndarray], name: str) -> np.ndarray:
         mean, deviation = self.moments[name]
-        column = frame[name].to_numpy(np.float64) - mean
+        column = np.asarray(columns[name], dtype=np.float64) - mean
         column /= deviation
         return column
 
@@ -123,6 +141,17 @@ PART = "part"
 """Column by which two series of one name are told apart, where a table has it."""
 
 
+def _is_number(frame: pd.DataFrame | IngestedPanel, name: str) -> bool:
+    return pd.api.types.is_numeric_dtype(frame[name]) if isinstance(frame, pd.DataFrame) else frame.is_number(name)
+
+
+def _chosen(frame: pd.DataFrame | IngestedPanel, name: str, rows: np.ndarray) -> np.ndarray:
+    """A column's values in ``rows`` (bool ``(n_rows,)``) that are not missing, float64."""
+    column = frame[name].to_numpy(np.float64)[rows] if isinstance(frame, pd.DataFrame) else frame.chosen(name, rows)
+    missing = np.isnan(column)
+    return column[~missing] if missing.any() else column
+
+
 def _values(column: pd.Series) -> list[str]:
     """Its distinct values as text, in order."""
     return sorted(set(pd.Series(column.unique()).astype(str)))
@@ -130,6 +159,8 @@ def _values(column: pd.Series) -> list[str]:
 
 def series_starts(frame: pd.DataFrame | IngestedPanel) -> np.ndarray:
     """Row at which each series of a table sorted by ``unique_id`` (by `PART` first) begins, int64 ``(n_series,)``."""
+    if not isinstance(frame, pd.DataFrame):
+        return frame.starts
     ids = frame["unique_id"]
     starts = (ids != ids.shift()).to_numpy(bool, na_value=True)
     if PART in frame:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 BLOCK = 2**18
 """Rows that are read at a time."""
+BATCH = 2**15
+"""Rows of which columns are worked on at a time: they stay in the processor's cache."""
 
 
 class IngestedPanel:
@@ -25,13 +29,61 @@ class IngestedPanel:
     def __len__(self) -> int:
         return int(self._file.metadata.num_rows)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._file.schema_arrow.names
+    @cached_property
+    def first(self) -> pd.DataFrame:
+        """The first row of each series, numbered by where it lies: ``ds`` and the columns of text."""
+        names = [name for name in self._file.schema_arrow.names if name in ("unique_id", "ds", *self._text)]
+        file, parts, begin, before = pq.ParquetFile(self._path, read_dictionary=self._text), list[pd.DataFrame](), 0, None
+        for batch in file.iter_batches(batch_size=BLOCK, columns=names):
+            ids = batch["unique_id"]
+            codes = ids.indices.to_numpy()
+            start = np.flatnonzero(codes[1:] != codes[:-1]) + 1
+            if before != ids[0].as_py():
+                start = np.append(0, start)
+            if len(start):
+                rows = batch.take(pa.array(start))
+                plain = {name: rows[name].dictionary_decode() if name in self._text else rows[name] for name in names}
+                parts.append(pa.table(plain).to_pandas().set_axis(begin + start, axis=0))
+            begin, before = begin + len(batch), ids[-1].as_py()
+        return pd.concat(parts)
 
-    def __getitem__(self, name: str) -> pd.Series:
-        """One column, whole; text as categories, since a long table repeats few values."""
-        text = [name] if name in self._text else []
-        return pq.read_table(self._path, columns=[name], read_dictionary=text).to_pandas()[name]
+    def is_number(self, name: str) -> bool:
+        """Whether a column holds numbers."""
+        kind = self._file.schema_arrow.field(name).type
+        return pa.types.is_floating(kind) or pa.types.is_integer(kind)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Row at which each series begins, int64 ``(n_series,)``."""
+        return self.first.index.to_numpy(np.int64)
+
+    @cached_property
+    def observed(self) -> np.ndarray:
+        """Rows of each series that have a target, int64 ``(n_series,)``; ingest puts them before those that have none."""
+        missing, begin, place = [np.empty(0, dtype=np.int64)], 0, self._file.schema_arrow.names.index("y")
+        for number in range(self._file.num_row_groups):
+            group = self._file.metadata.row_group(number)
+            known = group.column(place).statistics
+            if known is None or not known.has_null_count or known.null_count:
+                values = self._file.read_row_group(number, columns=["y"])["y"].to_numpy()
+                missing.append(begin + np.flatnonzero(np.isnan(values)))
+            begin += group.num_rows
+        series = np.searchsorted(self.starts, np.concatenate(missing), side="right") - 1
+        return np.diff(self.starts, append=len(self)) - np.bincount(series, minlength=len(self.starts))
+
+    def batches(self, names: Sequence[str], rows: int = BATCH) -> Iterator[dict[str, np.ndarray]]:
+        """Columns of numbers and times in order, at most ``rows`` rows of each at a time; NaN and NaT where empty."""
+        for batch in self._file.iter_batches(batch_size=rows, columns=list(dict.fromkeys(names))):
+            yield {name: batch[name].to_numpy(zero_copy_only=False) for name in names}
+
+    def chosen(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Values of a column of numbers in the ``rows`` (bool ``(n,)``) asked for, float64; the column is never held whole."""
+        values, begin, filled = np.empty(int(np.count_nonzero(rows))), 0, 0
+        for batch in self.batches([name]):
+            part = batch[name][rows[begin : begin + len(batch[name])]]
+            values[filled : filled + len(part)] = part
+            begin, filled = begin + len(batch[name]), filled + len(part)
+        return values
 
     def blocks(self, rows: int = BLOCK) -> Iterator[pd.DataFrame]:
         """The table in parts of whole series, in order, some ``rows`` rows each, or one series where that is longer."""

@@ -26,6 +26,8 @@ class Serving(Block):
     steps: Count = 100_000
     waiting: Count = 64
     batch: Count = 256
+    workers: Count | None = None
+    forecast_seconds: Seconds = 120.0
     streams: Count = 1000
     reload_seconds: Seconds = 5.0
     drain_seconds: Annotated[float, Field(ge=0.0)] = 2.0

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from models.panel import Panel, Windows
-from tasks.encoding import Encoding, series_starts
+from tasks.arrays import ArrayFile
+from tasks.encoding import Encoding
 from tasks.files import atomic_dir, read_json, write_json
 from tasks.folds import claim, fold_table, fold_windows, lay_folds
-from tasks.ingested import BLOCK, IngestedPanel
+from tasks.ingested import BATCH, IngestedPanel
 from tasks.params import Params
 from tasks.settings import derive_settings
 
@@ -66,21 +68,19 @@ def prepare(params: Params, root: Path) -> Path:
     Raises UserError where the data is too short for the folds.
     """
     table = IngestedPanel(root / INGESTED / "panel.parquet")
-    starts = series_starts(table)
-    has_target = table["y"].notna().to_numpy()
-    observed = np.add.reduceat(has_target, starts, dtype=np.int64)
+    starts, observed = table.starts, table.observed
     settings = derive_settings(params, observed.tolist())
-    step = time_step(table["ds"], params.data.frequency)
-    folds = lay_folds(settings, int(step[has_target].max()) + 1)
-    first_step, train = step[starts], has_target & (step < folds[0].end)
-    del step, has_target  # a row's share of memory counts from here on
+    first_step = time_step(table.first["ds"], params.data.frequency)
+    folds = lay_folds(settings, int((first_step + observed).max()))
+    train = leading_rows(starts, np.minimum(observed, folds[0].end - first_step).clip(min=0), len(table))
     encoding = Encoding.fit(table, params, settings, train)
     with atomic_dir(root / PREPARED) as folder:
         panel = write_panel(encoding, table, folder)
         windows = {fold.name: fold_windows(fold, panel, first_step, settings) for fold in folds}
-        np.save(folder / "ds.npy", table["ds"].to_numpy())
         for name, chosen in windows.items():
-            np.save(folder / f"windows_{name}.npy", torch.stack([chosen.series, chosen.cutoff]).numpy())
+            with ArrayFile(folder / f"windows_{name}.npy", 2) as written:
+                for values in (chosen.series, chosen.cutoff):
+                    written.add(values.numpy()[None])
         write_json(folder / "encoding.json", encoding.state())
         write_json(
             folder / "meta.json",
@@ -89,42 +89,37 @@ def prepare(params: Params, root: Path) -> Path:
                 "folds": fold_table(folds),
                 "windows": {name: len(chosen) for name, chosen in windows.items()},
                 "first_step": first_step,
-                "ids": table["unique_id"].iloc[starts].astype(str).tolist(),
+                "ids": table.first["unique_id"].astype(str).tolist(),
                 "frequency": params.data.frequency,
             },
         )
     return root / PREPARED
 
 
-def write_panel(encoding: Encoding, table: IngestedPanel, folder: Path, rows: int = BLOCK) -> Panel:
-    """Write what ``encoding.panel`` makes of the whole table, ``ARRAYS`` as ``.npy``, a block of series at a time.
+def leading_rows(starts: np.ndarray, counts: np.ndarray, rows: int) -> np.ndarray:
+    """Whether a row is among the first ``counts`` ``(n_series,)`` of the series that begin at ``starts``, bool ``(rows,)``."""
+    change = np.zeros(rows + 1, dtype=np.int8)
+    some = counts > 0
+    change[starts[some]] += 1
+    change[(starts + counts)[some]] -= 1
+    return np.cumsum(change[:-1], out=change[:-1], dtype=np.int8).view(bool)
 
-    Returns the panel mapped from these files.
+
+def write_panel(encoding: Encoding, table: IngestedPanel, folder: Path, rows: int = BATCH) -> Panel:
+    """Write what ``encoding.panel`` makes of the whole table, ``ARRAYS`` as ``.npy``, some ``rows`` rows at a time.
+
+    ``ds.npy`` has the times of all rows. Returns the panel mapped from these files.
     """
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("static", "offsets", "observed")}
-    written = 0
-    with (folder / "rows.npy").open("wb") as values, (folder / "codes.npy").open("wb") as codes:
-        for block in table.blocks(rows):
-            panel = encoding.panel(block)
-            if not written:
-                _header(values, panel.rows.numpy(), len(table))
-                _header(codes, panel.codes.numpy(), len(table))
-            panel.rows.numpy().tofile(values)
-            panel.codes.numpy().tofile(codes)
-            for name, found in parts.items():
-                found.append(getattr(panel, name).numpy())
-            parts["offsets"][-1] = parts["offsets"][-1][:-1] + written
-            written += len(block)
-    parts["offsets"].append(np.array([written], dtype=np.int64))
-    for name, found in parts.items():
-        np.save(folder / f"{name}.npy", np.concatenate(found))
+    with ExitStack() as files:
+        names = ("rows", "codes", "ds")
+        written = [files.enter_context(ArrayFile(folder / f"{name}.npy", len(table))) for name in names]
+        for batch in table.batches(encoding.row_columns, rows):
+            for file, values in zip(written, (*encoding.values(batch), batch["ds"]), strict=True):
+                file.add(values)
+    np.save(folder / "static.npy", encoding.static_codes(table.first))
+    np.save(folder / "offsets.npy", np.append(table.starts, len(table)).astype(np.int64))
+    np.save(folder / "observed.npy", table.observed)
     return Panel(encoding.schema, *_mapped(folder))
-
-
-def _header(stream: BinaryIO, block: np.ndarray, rows: int) -> None:
-    """Begin the ``.npy`` file of an array with the columns of ``block`` and ``rows`` rows, as np.save does."""
-    described = {"descr": np.lib.format.dtype_to_descr(block.dtype), "fortran_order": False, "shape": (rows, *block.shape[1:])}
-    np.lib.format.write_array_header_1_0(stream, described)
 
 
 def _mapped(folder: Path) -> list[torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,23 +18,28 @@ from tasks.serving import bodies
 from tasks.serving.batcher import Batcher
 from tasks.serving.bodies import ForecastRequest, Observations, Refusal, check_request, parsed
 from tasks.serving.champion import Champion, ChampionWatch
-from tasks.serving.frames import Answer, frame_of
+from tasks.serving.frames import Answer, rows_of
 from tasks.serving.frames import Request as Asked
 from tasks.serving.gauges import Gauges
 from tasks.serving.http import Front, Json, Keys, allowed_hosts, body_of, refused
 from tasks.serving.openapi import described, operation, page
-from tasks.serving.streams import Streams
+from tasks.serving.processes import Nursery, usable_cores
+from tasks.serving.streams import Streams, rows_from
 
 
 class Service:
     """Everything that the routes share; ``front`` is the ASGI application."""
 
-    def __init__(self, root: Path, params: Params, alias: str, host: str, told: Callable[[str], None]) -> None:
+    def __init__(
+        self, root: Path, params: Params, alias: str, host: str, told: Callable[[str], None], first: Nursery | None = None
+    ) -> None:
         self.limits = params.serving
+        workers = self.limits.workers or min(MOST_BY_DEFAULT, usable_cores())
         self.keys = Keys.load(root, self.limits.api_keys)
         self.gauges = Gauges(told)
-        self.watch = ChampionWatch(root, params.registry.name, alias, params.monitor.adaptive, self.limits.reload_seconds, told)
-        self.batcher = Batcher(self.limits.batch, self.limits.waiting, self.gauges)
+        adaptive, seconds = params.monitor.adaptive, self.limits.reload_seconds
+        self.watch = ChampionWatch(root, params.registry.name, alias, adaptive, workers, seconds, told, first)
+        self.batcher = Batcher(self.limits, self.gauges, self.watch.wake)
         self.streams = Streams(root, self.limits)
         self.front = Front(_routes(self), allowed_hosts(self.limits, host), self.gauges)
 
@@ -43,38 +49,56 @@ class Service:
 
     def champion(self) -> Champion:
         """The champion that answers now; Refusal 503 where there is none yet."""
-        if self.watch.current is None:
-            raise Refusal(503, (), f"no champion is loaded yet: {self.watch.problem}")
-        return self.watch.current
+        with self.watch.held() as champion:
+            return champion
 
     async def forecast(self, request: Request) -> Json:
-        champion = self.champion()
+        self.champion()
         body = await body_of(request, self.limits)
-        asked, series = await run_in_threadpool(self._read, champion, body)
-        answers = [_known(champion, index, name) for index, name in enumerate(asked.ids)]
-        if series:
-            answers = await self.batcher.forecast(champion, series)
-        return self._answer(champion, answers, asked.columns)
+        with self.watch.held() as champion:
+            asked, series = await run_in_threadpool(self._read, champion, body)
+            answers = [_known(champion, index, name) for index, name in enumerate(asked.ids)]
+            if series:
+                answers = await self.batcher.forecast(champion, series)
+            return self._answer(champion, answers, asked.columns)
 
     def _read(self, champion: Champion, body: bytes) -> tuple[ForecastRequest, Asked]:
         asked: ForecastRequest = parsed(bodies.FORECAST, body)
-        check_request(asked, champion.bundle, self.limits)
+        check_request(asked, champion.contract, self.limits)
         places = [("body", "series", index) for index in range(len(asked.series))]
         pairs = zip(places, asked.series, strict=True)
-        return asked, [(place, frame_of(series, place, champion.bundle)) for place, series in pairs]
+        return asked, [(place, rows_of(series, place, champion.contract)) for place, series in pairs]
 
     async def observe(self, request: Request) -> Json:
-        champion = self.champion()
+        self.champion()
         body = await body_of(request, self.limits)
         new: Observations = await run_in_threadpool(parsed, bodies.OBSERVATIONS, body)
         async with self.streams.turn(new.unique_id):
-            history = await run_in_threadpool(self.streams.extended, champion, new)
-            try:
-                answers = await self.batcher.forecast(champion, [(("body",), history)])
-            except Refusal as refusal:  # a row of the history is no place in the body
-                raise Refusal(refusal.status, ("body",), refusal.sentence) from None
-            self.streams.keep(new.unique_id, history)
-        return self._answer(champion, answers, new.columns)
+            with self.watch.held() as champion:
+                history = await run_in_threadpool(self.streams.extended, champion, new)
+                rows = rows_from(history, champion.contract.encoding)
+                try:
+                    answers = await self.batcher.forecast(champion, [(("body",), rows)])
+                except Refusal as refusal:  # a row of the history is no place in the body
+                    raise Refusal(refusal.status, ("body",), refusal.sentence) from None
+                self.streams.keep(new.unique_id, history)
+                return self._answer(champion, answers, new.columns)
+
+    def ready(self) -> Champion:
+        """The champion that answers now, with workers that are there; Refusal 503 otherwise."""
+        champion = self.champion()
+        if self.front.draining:
+            raise Refusal(503, (), "the service is stopping")
+        if not champion.crew.workers:
+            raise Refusal(503, (), "no process forecasts at the moment")
+        return champion
+
+    async def tend(self) -> None:
+        """See every second that workers that have ended are replaced, also those that nobody asks."""
+        while True:
+            if self.watch.current is not None:
+                await self.batcher.tend(self.watch.current.crew)
+            await asyncio.sleep(TEND_SECONDS)
 
     def _answer(self, champion: Champion, answers: list[Answer], columns: list[str] | None) -> Json:
         if columns is not None:
@@ -90,6 +114,8 @@ class Service:
         return Json({"model": {"name": champion.name, "version": champion.version}, "forecasts": answers})
 
 
+MOST_BY_DEFAULT = 2
+TEND_SECONDS = 1.0
 ALWAYS = ("unique_id", "cutoff", "ds", "is_ood", "abstain")
 """What every forecast tells, whichever columns are asked for."""
 
@@ -107,9 +133,12 @@ def _routes(service: Service) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.watch.start()
         service.batcher.start()
+        tending = asyncio.create_task(service.tend())
         yield
-        service.watch.stop()
-        await service.batcher.stop()
+        tending.cancel()
+        service.batcher.stop()
+        await run_in_threadpool(service.watch.stop)
+        service.batcher.join()
 
     app = FastAPI(title="Weatherglass", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
 
@@ -142,9 +171,7 @@ def _routes(service: Service) -> FastAPI:
 
     @app.get("/readyz", **operation("readyz"))
     async def readyz() -> Response:
-        if service.front.draining:
-            raise Refusal(503, (), "the service is stopping")
-        champion = service.champion()
+        champion = service.ready()
         return Json({"status": "ready", "model": {"name": champion.name, "version": champion.version}})
 
     @app.get("/metrics", **operation("metrics"))

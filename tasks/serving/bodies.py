@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from tasks.bundle import MINIMUM_HISTORY, Bundle
+from tasks.bundle import MINIMUM_HISTORY
 from tasks.encoding import Encoding
 from tasks.params_serving import Serving
+from tasks.serving.contract import Contract
 
 Place = tuple[str | int, ...]
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S")]
@@ -82,8 +83,8 @@ def _place(found: tuple[str | int, ...]) -> Place:
     return tuple(part for part in found if part not in ("str", "int", "float") and not str(part).startswith("constrained-"))
 
 
-def check_request(request: ForecastRequest, bundle: Bundle, limits: Serving) -> None:
-    """Raise Refusal where a request asks for something that the bundle does not have, or for too much."""
+def check_request(request: ForecastRequest, contract: Contract, limits: Serving) -> None:
+    """Raise Refusal where a request asks for something that the champion does not have, or for too much."""
     if bool(request.ids) == bool(request.series):
         raise Refusal(422, ("body",), "give either ids, series of the panel, or series, histories")
     field, count = ("ids", len(request.ids)) if request.ids else ("series", len(request.series))
@@ -96,7 +97,7 @@ def check_request(request: ForecastRequest, bundle: Bundle, limits: Serving) -> 
             raise Refusal(422, place, f"{each!r} comes twice; name a series once")
         seen.add(each)
     for index, series in enumerate(request.series):
-        check_series(series, ("body", "series", index), bundle.encoding, limits)
+        check_series(series, ("body", "series", index), contract.encoding, limits)
 
 
 def check_series(series: Series, place: Place, encoding: Encoding, limits: Serving, continued: bool = False) -> None:

@@ -18,30 +18,34 @@ from tasks.future import with_future_rows
 from tasks.ingest import validate_panel
 from tasks.panel_columns import typed_times
 from tasks.serving.bodies import Place, Refusal, Series
+from tasks.serving.contract import Contract
 
 OF_A_WINDOW = ("cutoff", "ood_score", "ood_pvalue", "is_ood", "abstain", *ENERGY_COLUMNS)
 """Columns with one value a series; the others have one a step."""
 NOT_SENT = ("unique_id", "model")
 DIGITS = 7
-ISO_SHAPES = {10: re.compile(r"\d{4}-\d\d-\d\d"), 19: re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d")}
+ISO_SHAPES = {len(shape): np.frombuffer(shape, dtype=np.uint8) for shape in (b"0000-00-00", b"0000-00-00T00:00:00")}
+"""What times are read at once that are all of one of these lengths, with a digit for each 0; T may be a space."""
 AHEAD = dt.timedelta(days=1)
 """How far an observation's time may be ahead of the clock in UTC: clocks of other zones are."""
 _ROW = re.compile(r"[Rr]ow (\d+)")
 
-Request = Sequence[tuple[Place, pd.DataFrame]]
-"""The series of a request: where each stands in its body, and its table."""
+Rows = dict[str, Any]
+"""A series' columns by name: an array a column of a value a row, ``(n_rows,)``, and one value for name and static columns."""
+Request = Sequence[tuple[Place, Rows]]
+"""The series of a request: where each stands in its body, and its rows."""
 Answer = dict[str, Any]
 
 
-def frame_of(series: Series, place: Place, bundle: Bundle) -> pd.DataFrame:
-    """A series as a long table with times of their type; Refusal where they cannot be read or have not come yet."""
+def rows_of(series: Series, place: Place, contract: Contract) -> Rows:
+    """A series with times of their type; Refusal where they cannot be read or have not come yet."""
     times = _iso_times(series.ds)
     if times is None:
         numbered = pd.Series(series.ds, index=range(1, len(series.ds) + 1))
         try:
-            times = typed_times(numbered, bundle.params).to_numpy()
+            times = typed_times(numbered, contract.params).to_numpy()
         except UserError as error:
-            raise _refusal(error, [(place, numbered.to_frame())]) from None
+            raise _refusal(error, [(place, {"ds": series.ds})]) from None
     y = np.array(series.y, dtype=np.float64)
     if times.dtype.kind == "M":
         latest = np.datetime64(dt.datetime.now(dt.UTC).replace(tzinfo=None) + AHEAD)
@@ -49,14 +53,34 @@ def frame_of(series: Series, place: Place, bundle: Bundle) -> pd.DataFrame:
         if len(early):
             raise Refusal(422, (*place, "ds", int(early[0])), "this time has not come yet, and y has a value for it")
     covariates = {name: np.array(values, dtype=np.float64) for name, values in series.covariates.items()}
-    return pd.DataFrame({"unique_id": series.unique_id, "ds": times, "y": y} | covariates | dict(series.static))
+    return {"unique_id": series.unique_id, "ds": times, "y": y} | covariates | dict(series.static)
+
+
+def table_of(parts: Sequence[Rows]) -> pd.DataFrame:
+    """Series one after the other as a long table, whose rows are numbered from 0."""
+    lengths = [len(rows["ds"]) for rows in parts]
+    return pd.DataFrame({name: _column([rows[name] for rows in parts], lengths) for name in parts[0]})
+
+
+def _column(values: list[Any], lengths: list[int]) -> Any:
+    """A column of series of ``lengths``: their arrays end to end, or the value of each repeated."""
+    if isinstance(values[0], np.ndarray):
+        return np.concatenate(values)
+    return pd.Series(values).repeat(lengths).array
 
 
 def _iso_times(texts: list[str | int]) -> np.ndarray | None:
     """Times all written as 2016-08-14, or all as 2016-08-14T13:00:00, read at once; None for any others."""
-    shapes = {ISO_SHAPES.get(len(text)) if isinstance(text, str) else None for text in texts}
-    shape = shapes.pop()
-    if shapes or shape is None or not all(shape.fullmatch(str(text)) for text in texts):
+    whole = "".join(texts) if set(map(type, texts)) == {str} else ""  # type: ignore[arg-type]
+    lengths = set(map(len, texts)) if whole.isascii() and whole else set()  # type: ignore[arg-type]
+    shape = ISO_SHAPES.get(lengths.pop()) if len(lengths) == 1 else None
+    if shape is None:
+        return None
+    letters = np.frombuffer(whole.encode(), dtype=np.uint8).reshape(len(texts), -1)
+    digit = shape == ord("0")
+    marks = letters[:, ~digit]
+    between = (marks == shape[~digit]) | ((marks == ord(" ")) & (shape[~digit] == ord("T")))
+    if not ((letters[:, digit] - ord("0") < 10).all() and between.all()):  # what is below 0 wraps around
         return None
     try:
         times = np.array(texts, dtype="datetime64[s]")
@@ -83,10 +107,10 @@ def _alone(bundle: Bundle, request: Request) -> list[Answer] | Refusal:
 
 def _forecast(bundle: Bundle, requests: Sequence[Request]) -> list[list[Answer]]:
     """Names of series get a number before them, so that those of one name in two requests are two."""
-    frames = [frame for request in requests for _, frame in request]
-    numbered = [frame.assign(unique_id=f"{n:0{DIGITS}d}{frame['unique_id'].iloc[0]}") for n, frame in enumerate(frames)]
+    parts = [rows for request in requests for _, rows in request]
+    numbered = [rows | {"unique_id": f"{n:0{DIGITS}d}{rows['unique_id']}"} for n, rows in enumerate(parts)]
     try:
-        panel, _ = validate_panel(pd.concat(numbered, ignore_index=True), bundle.params, for_training=False)
+        panel, _ = validate_panel(table_of(numbered), bundle.params, for_training=False)
         whole = with_future_rows(panel, bundle.encoding)
     except UserError as error:
         raise UserError(re.sub(rf"\b\d{{{DIGITS}}}(?=\S)", "", str(error))) from None
@@ -122,13 +146,14 @@ def _texts(times: pd.Series) -> list[Any]:
 
 
 def _refusal(error: UserError, request: Request) -> Refusal:
-    """The sentence, with the place of the row that it names, where it names one."""
+    """The sentence, with the place of the row that it names, where it names one; that is counted from the series' first."""
     found = _ROW.search(str(error))
     if found is None:
         return Refusal(422, request[0][0] if len(request) == 1 else ("body",), str(error))
     row = int(found[1]) - 1
-    for place, frame in request:
-        if row < len(frame):
-            return Refusal(422, (*place, "ds", row), str(error))
-        row -= len(frame)
+    for place, rows in request:
+        if row < len(rows["ds"]):
+            own = f"{str(error)[: found.start(1)]}{row + 1}{str(error)[found.end(1) :]}"
+            return Refusal(422, (*place, "ds", row), own)
+        row -= len(rows["ds"])
     return Refusal(422, ("body",), str(error))

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from tasks.serving.frames import Answer
 
 if TYPE_CHECKING:
-    from tasks.serving.batcher import Waiting
+    from tasks.serving.batcher import Part
     from tasks.serving.champion import ChampionWatch
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -30,6 +30,9 @@ class Gauges:
         self.open = Gauge("weatherglass_requests_open", "Requests being answered.", **common)
         self.wait = Histogram("weatherglass_queue_seconds", "Time in the queue.", buckets=SECONDS, **common)
         self.batch = Histogram("weatherglass_batch_series", "Series forecast at once.", buckets=SERIES, **common)
+        self.work = Histogram("weatherglass_forecast_seconds", "Time a batch took its worker.", buckets=SECONDS, **common)
+        self.workers = Gauge("weatherglass_workers", "Processes that forecast.", **common)
+        self.restarts = Counter("weatherglass_worker_restarts", "Processes replaced after they had ended.", **common)
         self.forecasts = Counter("weatherglass_forecasts", "Series forecast.", **common)
         self.flagged = Counter("weatherglass_forecasts_ood", "Forecasts flagged as out of distribution.", **common)
         self.withheld = Counter("weatherglass_forecasts_abstained", "Forecasts to abstain from.", **common)
@@ -37,11 +40,11 @@ class Gauges:
         self.loads = Gauge("weatherglass_champion_loads", "Times that champion or panel were loaded.", **common)
         self.failures = Gauge("weatherglass_champion_failures", "Looks at the registry that failed.", **common)
 
-    def batched(self, batch: list[Waiting]) -> None:
+    def batched(self, batch: list[Part]) -> None:
         now = perf_counter()
-        for waiting in batch:
-            self.wait.observe(now - waiting.since)
-        self.batch.observe(sum(len(waiting.request) for waiting in batch))
+        for part in batch:
+            self.wait.observe(now - part.waiting.since)
+        self.batch.observe(sum(len(part) for part in batch))
 
     def answered(self, answers: Iterable[Answer]) -> None:
         for answer in answers:
@@ -52,6 +55,7 @@ class Gauges:
     def text(self, watch: ChampionWatch) -> bytes:
         """Everything in Prometheus' text format."""
         self.champion.clear()
+        self.workers.set(0 if watch.current is None else watch.current.crew.workers)
         if watch.current is not None:
             self.champion.labels(watch.current.name, watch.current.version).set(1)
         self.loads.set(watch.loads)

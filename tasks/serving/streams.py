@@ -14,9 +14,9 @@ from tasks.encoding import Encoding
 from tasks.errors import UserError
 from tasks.forecast import ingested_panel
 from tasks.params_serving import Serving
-from tasks.serving.bodies import Observations, Refusal, check_series
+from tasks.serving.bodies import Observations, Refusal, check_series, static_columns
 from tasks.serving.champion import Champion
-from tasks.serving.frames import frame_of
+from tasks.serving.frames import Rows, rows_of, table_of
 
 PLACE = ("body",)
 
@@ -43,10 +43,10 @@ class Streams:
 
     def extended(self, champion: Champion, new: Observations) -> pd.DataFrame:
         """The history of a series with new rows at its end; Refusal where they do not follow it. Nothing is kept yet."""
-        encoding = champion.bundle.encoding
+        encoding = champion.contract.encoding
         before = None if new.restart else self._before(new.unique_id, champion)
         check_series(new, PLACE, encoding, self.limits, continued=before is not None)
-        rows = frame_of(new, PLACE, champion.bundle)
+        rows = table_of([rows_of(new, PLACE, champion.contract)])
         return (rows if before is None else _joined(before, rows, encoding)).tail(self.limits.steps)
 
     def keep(self, name: str, history: pd.DataFrame) -> None:
@@ -64,6 +64,12 @@ class Streams:
             return ingested_panel(self.root, name)
         except UserError:
             return None
+
+
+def rows_from(history: pd.DataFrame, encoding: Encoding) -> Rows:
+    """A history as the rows of a request's series."""
+    single = ("unique_id", *static_columns(encoding))
+    return {name: history[name].iloc[0] if name in single else history[name].to_numpy() for name in history.columns}
 
 
 def _joined(before: pd.DataFrame, rows: pd.DataFrame, encoding: Encoding) -> pd.DataFrame:

@@ -179,6 +179,34 @@ def test_window_grid_is_anchored_at_the_newest_cutoff(panel: Panel) -> None:
     assert grid.series.dtype == grid.cutoff.dtype == torch.int64
 
 
+@pytest.mark.parametrize(("stride", "minimum"), [(1, 2), (3, 7), (7, 30)])
+def test_window_grid_is_that_of_each_series_by_itself(panel: Panel, stride: int, minimum: int) -> None:
+    first, last = np.array([20, 1, 50]), np.array([60, 21, 9])
+    grid = panel.window_grid(first, last, stride, minimum)
+    pairs = [
+        (series, cutoff)
+        for series, (low, high) in enumerate(zip(first, last, strict=True))
+        for cutoff in range(1, int(high) + 1)
+        if cutoff >= max(low, minimum) and (high - cutoff) % stride == 0
+    ]
+    assert list(zip(grid.series.tolist(), grid.cutoff.tolist(), strict=True)) == pairs
+
+
+@pytest.mark.parametrize("rows", [1, 70, 110])
+def test_levels_of_some_series_at_a_time_are_those_of_all_at_once(
+    panel: Panel, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = panel.window_grid(np.array([1, 1, 1]), panel.observed.numpy(), stride=1, minimum=2)
+    mixed = grid[torch.randperm(len(grid), generator=torch.Generator().manual_seed(1))]
+    whole = panel.levels(mixed)
+    torch.testing.assert_close(whole, panel._levels(mixed), rtol=0, atol=0)
+    monkeypatch.setattr("models.panel.LEVEL_ROWS", rows)
+    torch.testing.assert_close(panel.levels(mixed), whole, rtol=1e-9, atol=1e-9)
+    few = mixed[mixed.series == 1]
+    torch.testing.assert_close(panel.levels(few)[0], whole[0][mixed.series == 1], rtol=1e-9, atol=1e-9)
+    assert [len(part) for part in panel.levels(mixed[slice(0, 0)])] == [0, 0]
+
+
 def draw(loader: WindowLoader) -> list[Batch]:
     return list(loader)
 

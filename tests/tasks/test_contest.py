@@ -66,7 +66,9 @@ def test_a_worse_challenger_is_kept_out_with_the_reason_and_a_better_one_passes(
     verdict = judge(params, evaluated_project, worse, bundle, None)
     assert verdict.passed and verdict.text.startswith("CRPS -")
     assert verdict.figures["crps_better"] == 1.0 and verdict.figures["challenger_crps"] < verdict.figures["champion_crps"]
-    assert not judge(params, evaluated_project, bundle, bundle, None).passed, "an equal is no reason to change"
+    same = judge(params, evaluated_project, bundle, bundle, None)
+    assert not same.passed, "an equal is no reason to change"
+    assert same.text == "it forecasts exactly what the champion does"
 
 
 def test_a_fresh_champion_stands_for_its_least_days(evaluated_project: Path, bundle: Bundle) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tasks.encoding import Encoding
 from tasks.errors import UserError
-from tasks.future import parse_cutoff, with_future_rows
+from tasks.future import _times_after, parse_cutoff, with_future_rows
 from tasks.params import Params
 from tasks.settings import Settings
 
@@ -55,6 +55,13 @@ def test_every_series_gets_a_horizon_of_empty_rows_at_its_frequency(frequency: s
         assert group["y"].tolist()[:2] == [1.0, 2.0]
         assert group["y"].isna().tolist() == [False] * 2 + [True] * HORIZON
         assert group["ds"].tolist()[2:] == (expected if isinstance(frequency, int) else list(pd.to_datetime(expected)))
+
+
+@pytest.mark.parametrize("frequency", ["15min", "h", "D", "2D", "B", "W-MON", "MS", "QE"])
+def test_times_are_those_of_pandas(frequency: str) -> None:
+    ends = pd.Series(pd.date_range("2023-11-15", periods=60, freq=frequency).to_numpy()[[3, 59, 3, 17]])
+    expected = [time for end in ends for time in pd.date_range(end, periods=6, freq=frequency)[1:]]
+    assert list(pd.DatetimeIndex(_times_after(ends, frequency, 5))) == expected
 
 
 def test_series_may_end_at_different_times_and_hold_too_many_future_rows() -> None:
@@ -117,3 +124,37 @@ def test_a_cutoff_before_all_data_and_a_missing_plan_are_told() -> None:
         with_future_rows(frame, encoding(frame, **COLUMNS), "2023-01-01")
     with pytest.raises(UserError, match="column 'plan' of series a has no value for 2024-01-13"):
         with_future_rows(frame, encoding(frame, **COLUMNS))
+
+
+def slow_future_rows(frame: pd.DataFrame, made: Encoding, cutoff: Any = None) -> pd.DataFrame:
+    """The same, a series at a time."""
+    parts = []
+    for name, part in frame.groupby("unique_id", sort=True):
+        past = part if cutoff is None else part[part["ds"] <= parse_cutoff(cutoff, frame)]
+        history = past[past["y"].notna()]
+        if history.empty:
+            continue
+        end = history["ds"].iloc[-1]
+        ahead = pd.date_range(end, periods=HORIZON + 1)[1:]
+        rows = part.set_index("ds").reindex(ahead)[["plan"]].assign(unique_id=name, ds=ahead, kind=history["kind"].iloc[-1])
+        parts += [history, rows.reset_index(drop=True).reindex(columns=frame.columns)]
+    return pd.concat(parts, ignore_index=True).astype({"ds": frame["ds"].dtype})
+
+
+@pytest.mark.parametrize("cutoff", [None, "2024-01-09"])
+@pytest.mark.parametrize("order", ["by name", "names mixed"])
+def test_many_series_at_once_are_each_as_by_itself(cutoff: str | None, order: str) -> None:
+    random = np.random.default_rng(1)
+    names = [f"{index:02d}" for index in range(30)] if order == "by name" else [f"{index * 7 % 30:02d}" for index in range(30)]
+    parts = [days(name, f"2024-01-{1 + random.integers(12):02d}", int(random.integers(8, 20)), HORIZON) for name in names]
+    for part in parts[::4]:
+        part.loc[1, "y"] = np.nan  # a hole in the history is no future row
+    frame = pd.concat(parts, ignore_index=True)
+    made = encoding(frame, **COLUMNS)
+    found, expected = with_future_rows(frame, made, cutoff), slow_future_rows(frame, made, cutoff)
+    pd.testing.assert_frame_equal(found, expected, check_dtype=False)
+    newest = with_future_rows(frame, made, cutoff, newest=4)
+    known = expected["y"].notna()
+    cut = pd.concat([part.iloc[-4 - HORIZON :] for _, part in expected.groupby("unique_id")], ignore_index=True)
+    assert known.sum() > newest["y"].notna().sum() > 0
+    pd.testing.assert_frame_equal(newest, cut, check_dtype=False)

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tasks import ingested
 from tasks.encoding import Encoding, series_starts
 from tasks.ingested import IngestedPanel
 from tasks.params import Params, derive_settings
-from tasks.prepare import ARRAYS, write_panel
+from tasks.prepare import ARRAYS, leading_rows, write_panel
 
 LENGTHS = {"a": 40, "b": 1, "c": 33, "d": 200, "e": 2}
 PARAMS = Params.model_validate(
@@ -47,13 +48,33 @@ def test_blocks_are_whole_series_in_order(path: Path, rows: int) -> None:
     assert len(blocks) > 1 and max(map(len, blocks)) < rows + max(LENGTHS.values())
 
 
-def test_columns_are_those_of_the_whole_table(path: Path) -> None:
+@pytest.mark.parametrize("block", [3, 64, 1000])
+def test_series_are_those_of_the_whole_table(path: Path, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingested, "BLOCK", block)
     table, whole = IngestedPanel(path), pd.read_parquet(path)
-    np.testing.assert_array_equal(series_starts(table), series_starts(whole))
-    for name in whole:
-        assert name in table
-        pd.testing.assert_series_equal(table[str(name)].astype(whole[name].dtype), whole[name])
-    assert "part" not in table
+    starts = series_starts(whole)
+    np.testing.assert_array_equal(series_starts(table), starts)
+    pd.testing.assert_frame_equal(table.first, whole.iloc[starts][["unique_id", "ds", "kind"]])
+    assert table.observed.tolist() == whole.groupby("unique_id")["y"].count().tolist()
+    assert [name for name in whole if table.is_number(str(name))] == ["y", "promo", "rain", "size"]
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64, 1000])
+def test_columns_are_those_of_the_whole_table(path: Path, rows: int) -> None:
+    table, whole = IngestedPanel(path), pd.read_parquet(path)
+    batches = list(table.batches(["ds", "rain", "rain"], rows))
+    assert max(len(batch["ds"]) for batch in batches) <= rows
+    for name in ("ds", "rain"):
+        np.testing.assert_array_equal(np.concatenate([batch[name] for batch in batches]), whole[name].to_numpy())
+    odd = np.arange(len(whole)) % 3 == 1
+    np.testing.assert_array_equal(table.chosen("rain", odd), whole["rain"].to_numpy()[odd])
+
+
+@pytest.mark.parametrize("counts", [[3, 0, 4, 1], [0, 0, 0, 0], [3, 2, 5, 1]])
+def test_leading_rows_are_the_first_of_each_series(counts: list[int]) -> None:
+    lengths = [3, 2, 5, 1]
+    expected = [position < count for length, count in zip(lengths, counts, strict=True) for position in range(length)]
+    assert leading_rows(np.array([0, 3, 5, 10]), np.array(counts), 11).tolist() == expected
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64, 1000])
@@ -68,3 +89,4 @@ def test_a_panel_written_by_blocks_is_that_of_the_whole_table(path: Path, tmp_pa
         np.save(tmp_path / "expected.npy", getattr(expected, name).numpy())
         assert (tmp_path / f"{name}.npy").read_bytes() == (tmp_path / "expected.npy").read_bytes(), name
         np.testing.assert_array_equal(getattr(panel, name).numpy(), getattr(expected, name).numpy())
+    np.testing.assert_array_equal(np.load(tmp_path / "ds.npy"), whole["ds"].to_numpy())

@@ -17,6 +17,7 @@ from tasks.files import read_json, write_json
 from tasks.params import Params
 from tasks.registry import register
 from tasks.serving.app import Service
+from tasks.serving.processes import Nursery
 from tasks.tracking import initialise, parent_run
 
 LOCAL = "http://127.0.0.1:8080"
@@ -54,8 +55,16 @@ def project(store: Path, registered: Callable[[Path], str]) -> Path:
     return store
 
 
+@pytest.fixture(scope="session")
+def first() -> Iterator[Nursery]:
+    """The process from which those of all services are forked."""
+    nursery = Nursery()
+    yield nursery
+    nursery.end()
+
+
 @pytest.fixture(scope="module")
-def start() -> Callable[..., Any]:
+def start(first: Nursery) -> Callable[..., Any]:
     """A service in this process and a client of it: ``with start(root, {"waiting": 1}) as (service, client, log): ...``."""
 
     @contextmanager
@@ -63,7 +72,7 @@ def start() -> Callable[..., Any]:
         params = Params.load(root=root)
         serving = params.serving.model_copy(update={"reload_seconds": 3600.0} | (limits or {}))
         log: list[str] = []
-        service = Service(root, params.model_copy(update={"serving": serving}), "champion", "127.0.0.1", log.append)
+        service = Service(root, params.model_copy(update={"serving": serving}), "champion", "127.0.0.1", log.append, first)
         service.watch.look()
         with TestClient(service.front, base_url=LOCAL, raise_server_exceptions=False) as client:
             yield service, client, log

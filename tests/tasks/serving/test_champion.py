@@ -9,6 +9,7 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+import psutil
 from mlflow import MlflowClient
 
 NAME = "weatherglass"
@@ -32,6 +33,7 @@ def test_one_life_of_a_service(store: Path, registered: Callable[[Path], str], s
         assert registered(store) == "1"
         service.watch.look()
         assert version_of(client.get("/readyz")) == "1"
+        old = service.watch.current.crew
 
         assert registered(store) == "2"
         MlflowClient().set_registered_model_alias(NAME, "champion", "2")
@@ -42,6 +44,8 @@ def test_one_life_of_a_service(store: Path, registered: Callable[[Path], str], s
             versions = [version_of(future.result()) for future in asked]
         assert set(versions) <= {"1", "2"} and versions[-1] == "2"
         assert log[-1] == "weatherglass version 2 answers as @champion"
+        processes = [each.process for each in (*old.idle, old.leader)]
+        assert len(processes) > 1 and not psutil.wait_procs(processes, 10)[1], "the old champion's memory is given back"
 
         assert registered(store) == "3"
         copy = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}/3")) / "artifacts/bundle/bundle.json"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from tasks.errors import UserError
+from tasks.serving.crew import Crew
 
 JSON = {"content-type": "application/json"}
 HOURS = ["2024-01-01T00:00:00", "2024-01-01T01:00:00", "2024-01-01T02:00:00"]
@@ -112,34 +112,24 @@ def test_limits(project: Path, start: Callable[..., Any]) -> None:
         assert client.post("/v1/forecast", json={"ids": ["a"]}).status_code == 200
 
 
-def test_too_many_that_wait_are_told_to_come_again(
-    project: Path, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tasks.serving import batcher
-
-    quick = batcher.forecast_together
-
-    def slow(*arguments: Any) -> Any:
-        time.sleep(0.3)
-        return quick(*arguments)
-
-    monkeypatch.setattr(batcher, "forecast_together", slow)
-    with start(project, {"waiting": 2, "batch": 1}) as (_, client, _), ThreadPoolExecutor(10) as pool:
-        answers = list(pool.map(lambda _: client.post("/v1/forecast", json={"series": [GOOD]}), range(10)))
-    codes = [answer.status_code for answer in answers]
-    assert set(codes) == {200, 503} and codes.count(200) >= 3
-    away = next(answer for answer in answers if answer.status_code == 503)
-    assert away.headers["retry-after"] == "1" and "serving.waiting" in away.json()["detail"][0]["msg"]
+def test_too_many_that_wait_are_told_to_come_again(project: Path, start: Callable[..., Any]) -> None:
+    with start(project, {"waiting": 2, "batch": 1, "workers": 1}) as (service, client, _), ThreadPoolExecutor(10) as pool:
+        (worker,) = service.watch.current.crew.idle
+        worker.process.suspend()
+        asked = [pool.submit(client.post, "/v1/forecast", json={"series": [GOOD]}) for _ in range(10)]
+        away = [done.result() for _, done in zip(range(7), as_completed(asked, timeout=60), strict=False)]
+        worker.process.resume()
+        codes = [each.result().status_code for each in asked]
+    assert codes.count(200) == 3 and codes.count(503) == 7, "one is at work and two wait"
+    assert all(each.headers["retry-after"] == "1" and "serving.waiting" in each.json()["detail"][0]["msg"] for each in away)
 
 
 def test_a_defect_is_told_and_the_service_goes_on(
     project: Path, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tasks.serving import batcher
-
     with start(project) as (_, client, log):
         with monkeypatch.context() as patch:
-            patch.setattr(batcher, "forecast_together", lambda *_: 1 / 0)
+            patch.setattr(Crew, "forecast", lambda *_: 1 / 0)
             assert client.post("/v1/forecast", json={"series": [GOOD]}).status_code == 500
         assert any("ZeroDivisionError" in line for line in log)
         assert client.post("/v1/forecast", json={"series": [GOOD]}).status_code == 200

@@ -1,0 +1,29 @@
+"""A program for `tasks.serving.processes`: what is forked from it forks others, and those say what they are asked to."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from multiprocessing.connection import Connection
+
+from tasks.errors import UserError
+from tasks.serving.processes import answer, forks
+
+
+def refuse(sentence: str) -> None:
+    raise UserError(sentence)
+
+
+def end() -> None:
+    os._exit(9)
+
+
+WORKS = {"echo": lambda *given: given, "refuse": refuse, "divide": lambda: 1 / 0, "end": end, "sleep": time.sleep}
+
+if __name__ == "__main__":
+    leader = forks(Connection(int(sys.argv[1])))
+    if leader is not None:
+        worker = forks(leader)
+        if worker is not None:
+            answer(worker, WORKS)
