@@ -22,6 +22,7 @@ from models.panel import Batch, SequentialLoader, WindowLoader
 from tasks.files import atomic_path, read_json, write_json
 from tasks.params import Params
 from tasks.prepare import Prepared, load_prepared
+from tasks.weights import load_member as load_member
 
 PREDICT_BATCH = 256
 PREDICTED = "predicted.json"
@@ -207,15 +208,6 @@ def _descend(spec: MemberSpec, prepared: Prepared, report: Report) -> tuple[Fore
     trainer.fit(module, ckpt_path=str(checkpoint) if checkpoint.exists() else None, weights_only=False)
     module.load_state_dict(torch.load(best.best_model_path, map_location="cpu", weights_only=False)["state_dict"])
     return module.forecaster.cpu(), module.history
-
-
-def load_member(family: str, config, schema, weights: Path) -> Forecaster:  # type: ignore[no-untyped-def]
-    """A trained forecaster from its safetensors file, ready to predict."""
-    from safetensors.torch import load_model
-
-    forecaster = build_forecaster(family, schema, config)
-    load_model(forecaster, str(weights), strict=True)
-    return forecaster.eval()
 
 
 def member_history(folder: Path) -> list[dict[str, float]]:

@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -104,6 +105,14 @@ class Process:
         except (OSError, EOFError):
             return False
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, be it that its parent has not yet been told: an orphan's is the system's first process."""
+        try:
+            return bool(self.process.status() == psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return True
+
     def let_go(self) -> None:
         """Close the connection, at whose end the process ends once it has done what it is at."""
         self.connection.close()
@@ -118,7 +127,9 @@ class Process:
 
 def wait_for_end(processes: list[Process]) -> None:
     """Wait until processes that were let go have ended, and end those that do not."""
-    _, alive = psutil.wait_procs([each.process for each in processes], END_SECONDS)
+    until = time.monotonic() + END_SECONDS
+    while (alive := [each for each in processes if not each.ended]) and time.monotonic() < until:
+        time.sleep(0.01)
     for process in alive:
         process.kill()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import signal
 import sys
 from contextlib import suppress
@@ -22,7 +23,14 @@ from tasks.serving.frames import Answer, answers_of, forecast_together
 from tasks.serving.memory import give_back, one_heap
 from tasks.serving.processes import answer, forks
 
-IMPORTS = ("safetensors.torch", "tasks.forecast", "pyarrow.parquet", "pandera.pandas", "scipy.special", "holidays")
+IMPORTS = (
+    "safetensors.torch",
+    "torch.fx.experimental.symbolic_shapes",  # by torch.broadcast_shapes, at its first call
+    "tasks.forecast",
+    "pyarrow.parquet",
+    "pandera.pandas",
+    "holidays",
+)
 """What loading and forecasting import besides, so that each process finds it done; a name that is missing here costs time."""
 
 
@@ -90,3 +98,4 @@ def _settle() -> None:
 
 if __name__ == "__main__":
     main(Connection(int(sys.argv[1])))
+    os._exit(0)  # there is nothing to put away, and the interpreter would take its time

@@ -52,9 +52,16 @@ def worker(leader: Process) -> Iterator[Process]:
 def gone(pids: list[int], seconds: float = 10.0) -> bool:
     """Whether processes have ended, at the latest after ``seconds``."""
     until = time.monotonic() + seconds
-    while (there := any(psutil.pid_exists(pid) for pid in pids)) and time.monotonic() < until:
+    while (there := any(alive(pid) for pid in pids)) and time.monotonic() < until:
         time.sleep(0.05)
     return not there
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_arrays_come_back_as_they_were(worker: Process) -> None:
