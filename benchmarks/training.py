@@ -80,8 +80,9 @@ NOTES = (
 def our_member(family: str, spec: Spec, frame: Any) -> Any:
     """A member of ``family`` as `tasks.member` trains it, on all windows of ``frame``."""
     from models.forecasters.factory import build_forecaster
+    from tasks.descent import MemberModule
     from tasks.encoding import Encoding
-    from tasks.member import MemberModule, MemberSpec
+    from tasks.member import MemberSpec
     from tasks.params import Params
     from tasks.prepare import Prepared
     from tasks.settings import derive_settings

@@ -47,7 +47,7 @@ IMPORTS = (
     "prophet",
     "flows.runners",
     "tasks.train",
-    "tasks.member",
+    "tasks.descent",
     "safetensors.torch",
     "tasks.calibrate",
     "tasks.interpret",

@@ -92,6 +92,11 @@ class Windows:
         return Windows(self.series[index], self.cutoff[index])
 
 
+def places_by_series(series: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Where the windows of each of ``count`` series stand in ``series`` ``(n,)``, in order, int64 ``(n_i,)`` each."""
+    return series.argsort(stable=True).split(torch.bincount(series, minlength=count).tolist())
+
+
 @dataclass(frozen=True)
 class Panel:
     """A panel in memory (or mapped from disk).

@@ -7,7 +7,9 @@ All methods work on float64 tensors of shape ``(..., Q)``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +50,21 @@ class Predictive:
         if self.values.shape[-1] != len(LEVELS):
             raise ValueError(f"values has {self.values.shape[-1]} quantiles; LEVELS has {len(LEVELS)}")
         object.__setattr__(self, "values", self.values.to(torch.float64).sort(dim=-1).values)
+
+    def each(self, work: Callable[..., Any], *of_windows: Tensor) -> Any:
+        """``work(self, *of_windows)``, for a tensor or several; `PredictiveParts` asks it of some windows at a time.
+
+        ``of_windows`` have the windows of the distributions along their first axis, and so has what ``work`` returns.
+        """
+        return work(self, *of_windows)
+
+    def repaired(self, repair: Callable[[Predictive], Predictive]) -> Predictive:
+        """``repair(self)``, which depends on each window by itself."""
+        return repair(self)
+
+    def at(self, index: int) -> Tensor:
+        """The quantiles at ``LEVELS[index]``, ``(...)``."""
+        return self.values[..., index]
 
     @property
     def levels(self) -> Tensor:

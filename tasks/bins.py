@@ -30,9 +30,9 @@ def series_edges(prepared: Prepared) -> tuple[Tensor, Tensor]:
 
 def deciles(values: Tensor) -> Tensor:
     """Deciles ``(9,)`` of ``values`` ``(n,)``, each half way to the next larger value, so that none lies on an edge."""
-    values = values.to(torch.float64)
-    lower = torch.quantile(values, DECILES, interpolation="lower")
-    distinct = values.unique()
+    ordered = values.to(torch.float64).sort().values  # torch.quantile refuses more than 2^24 values
+    lower = ordered[(DECILES * (len(ordered) - 1)).floor().long()]
+    distinct = ordered.unique_consecutive()
     place = torch.searchsorted(distinct, lower) + 1
     beyond = distinct[-1] + 1e-6 * distinct[-1].abs().clamp(min=1.0)
     return (lower + torch.cat([distinct, beyond[None]])[place]) / 2

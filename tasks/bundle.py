@@ -28,6 +28,7 @@ from tasks.ensemble import ENSEMBLE, POOLED, member_weights
 from tasks.errors import UserError
 from tasks.files import atomic_dir, digest_of, file_md5, read_json, write_json
 from tasks.gate import encoder_family, error_signals, gate_features
+from tasks.member import load_member
 from tasks.params import Params
 from tasks.params_file import told
 from tasks.predict import Predicted, predict_windows
@@ -36,7 +37,6 @@ from tasks.presets import passes_of
 from tasks.reference import Reference, make_reference
 from tasks.sets import SET_COLUMNS, DecileSets, load_sets
 from tasks.train import TRAINED
-from tasks.weights import load_member
 
 BUNDLE = Path("artifacts/bundle")
 FORMAT = 2

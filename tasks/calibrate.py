@@ -22,7 +22,7 @@ from tasks.energy import ALARM, alarm_record, fit_alarm
 from tasks.ensemble import ENSEMBLE, pooled
 from tasks.errors import UserError
 from tasks.files import atomic_dir, read_json, write_json
-from tasks.gate import abstention_card, fit_gate, gate_card, span
+from tasks.gate import Look, abstention_card, fit_gate_and_looks, gate_card, looks_again, span
 from tasks.params import Params
 from tasks.prepare import Prepared, load_prepared
 from tasks.presets import statement
@@ -43,13 +43,13 @@ def calibrate(params: Params, root: Path) -> Path:
     prepared = load_prepared(root)
     models = (ENSEMBLE, *params.families)
     fitted = {model: _fit(params, root, prepared, model) for model in models}
-    gate = fit_gate(params, root, prepared, fitted[ENSEMBLE])
+    gate, looks = fit_gate_and_looks(params, root, prepared, fitted[ENSEMBLE])
     sets = DecileSets.fit(root, prepared, fitted[ENSEMBLE]) if params.calibration.sets == "ordinal" else None
     alarm = fit_alarm(params, root, prepared)
     with atomic_dir(root / CALIBRATION) as folder:
         write_json(folder / "calibration.json", {model: calibration.state() for model, calibration in fitted.items()})
         save_file(gate.tensors(), folder / "gate.safetensors")
-        card = guarantee_card(params, root, prepared, fitted[ENSEMBLE], gate)
+        card = guarantee_card(params, root, prepared, fitted[ENSEMBLE], gate, looks)
         if sets is not None:
             write_json(folder / SETS.name, sets.state())
             card["sets"] = sets.record()
@@ -97,8 +97,18 @@ def load_calibration(root: Path) -> tuple[dict[str, Calibration], Gate, dict[str
     return {model: Calibration.from_state(state) for model, state in states.items()}, gate, read_json(folder / "card.json")
 
 
-def guarantee_card(params: Params, root: Path, prepared: Prepared, calibration: Calibration, gate: Gate) -> dict[str, Any]:
-    """What the intervals promise, on what assumption, and with how much evidence behind it."""
+def guarantee_card(
+    params: Params,
+    root: Path,
+    prepared: Prepared,
+    calibration: Calibration,
+    gate: Gate,
+    looks: tuple[Look, Look] | None = None,
+) -> dict[str, Any]:
+    """What the intervals promise, on what assumption, and with how much evidence behind it.
+
+    ``looks`` are what the gate sees of the OOD and the conformal fold; it looks again where they are left out.
+    """
     windows = prepared.fold("conformal", "fit conformal")
     predictive = calibration.apply(pooled(root, ENSEMBLE, "conformal", "fit conformal"))
     target, series = prepared.panel.targets(windows), window_series(prepared, windows)
@@ -125,7 +135,9 @@ def guarantee_card(params: Params, root: Path, prepared: Prepared, calibration: 
     if isinstance(calibration.step, GroupIntervals):
         card["groups"] = group_promises(calibration.step, [str(name) for name in prepared.ids])
     card["gate"] = gate_card(params, prepared, gate)
-    card["abstention"] = abstention_card(params, root, prepared, calibration, gate)
+    card["abstention"] = abstention_card(
+        params, prepared, gate, looks or looks_again(params, root, prepared, calibration, gate)
+    )
     return card
 
 

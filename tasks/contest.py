@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from models.panel import places_by_series
 from models.uncertainty import scores
 from models.uncertainty.comparison import Comparison, paired_block_bootstrap
 from tasks.bundle import Bundle
@@ -114,9 +115,8 @@ def worse_slices(old: Tensor, new: Tensor, series: Tensor, names: list[str], tol
         if change > tolerance:
             found.append((name, change))
 
-    for index, name in enumerate(names):
-        rows = series == index
-        if int(rows.sum()) >= LEAST_IN_SLICE:
+    for name, rows in zip(names, places_by_series(series, len(names)), strict=True):
+        if len(rows) >= LEAST_IN_SLICE:
             look(f"series {name}", old[rows], new[rows])
     horizon = old.shape[1]
     for first, last in ((third * horizon // 3, (third + 1) * horizon // 3) for third in range(3)):

@@ -15,12 +15,12 @@ from models.uncertainty.energy import EnergyAlarm, either_p_value
 from models.uncertainty.gate import Gate
 from models.uncertainty.perturb import HELD_OUT, MIDDLE_SIZE, perturbed_panel
 from models.uncertainty.scores import detection_scores
+from tasks.member import load_member
 from tasks.params import Params
 from tasks.predict import BATCH
 from tasks.prepare import Prepared
 from tasks.presets import categorical_families
 from tasks.train import TRAINED
-from tasks.weights import load_member
 
 ALARM = Path("artifacts/calibration/energy.safetensors")
 ENERGY_COLUMNS = ("energy", "energy_pvalue")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,9 @@ import torch
 from torch import Tensor
 
 from models.predictive import Predictive
-from models.uncertainty.ensemble import decompose, greedy_weights, pool
+from models.predictive_parts import ROWS, PredictiveParts
+from models.uncertainty.ensemble import WINDOWS, decompose, greedy_weights, pool
+from tasks.arrays import ArrayFile, ArrayRows
 from tasks.files import atomic_dir, read_json, write_json
 from tasks.folds import claim
 from tasks.params import Params
@@ -21,21 +25,36 @@ POOLED = Path("artifacts/ensemble")
 ENSEMBLE = "ensemble"
 
 
-def member_quantiles(root: Path, family: str, fold: str) -> Tensor:
-    """Quantiles of a family's members on a fold, float32 ``(M, n, H, Q)``."""
-    return torch.from_numpy(np.load(root / TRAINED / family / f"quantiles_{fold}.npy"))
+class FoldMembers:
+    """Quantiles of a family's members on a fold, float32 ``(M, n, H, Q)``, and their variances; read some windows at a time."""
+
+    def __init__(self, root: Path, family: str, fold: str) -> None:
+        self._quantiles, self._split = (root / TRAINED / family / f"{name}_{fold}.npy" for name in ("quantiles", "split"))
+        self.shape = np.load(self._quantiles, mmap_mode="r").shape
+
+    def __getitem__(self, index: tuple[slice, slice]) -> Tensor:
+        return torch.from_numpy(np.array(np.load(self._quantiles, mmap_mode="r")[index]))
+
+    def splits(self, windows: slice, values: Tensor) -> Tensor:
+        """Aleatoric and epistemic variance of ``windows`` within each member, ``(M, 2, n, H)`` float64.
+
+        From the family's MC dropout passes, or without such all aleatoric: the variance of its quantiles ``values``.
+        """
+        if self._split.exists():
+            return torch.from_numpy(np.load(self._split, mmap_mode="r")[:, :, windows].astype(np.float64))
+        variance = Predictive(values).variance
+        return torch.stack([variance, torch.zeros_like(variance)], dim=1)
 
 
-def member_splits(root: Path, family: str, fold: str, values: Tensor) -> Tensor:
-    """Aleatoric and epistemic variance within each member of a family, ``(M, 2, n, H)`` float64.
+class AllMembers:
+    """The members of several families, one after the other."""
 
-    From the family's MC dropout passes, or without such all aleatoric: the variance of its quantiles ``values``.
-    """
-    path = root / TRAINED / family / f"split_{fold}.npy"
-    if path.exists():
-        return torch.from_numpy(np.load(path)).double()
-    variance = Predictive(values).variance
-    return torch.stack([variance, torch.zeros_like(variance)], dim=1)
+    def __init__(self, families: Sequence[FoldMembers]) -> None:
+        self._families = families
+        self.shape = (sum(family.shape[0] for family in families), *families[0].shape[1:])
+
+    def __getitem__(self, index: tuple[slice, slice]) -> Tensor:
+        return torch.cat([family[index] for family in self._families])
 
 
 def make_ensemble(params: Params, root: Path) -> Path:
@@ -52,22 +71,14 @@ def make_ensemble(params: Params, root: Path) -> Path:
     count = params.train.members
     members = [(family, index) for family in families for index in range(count)]
     if params.ensemble.weighting == "validation":
-        early = torch.cat([member_quantiles(root, family, "early_stopping") for family in families])
+        early = AllMembers([FoldMembers(root, family, "early_stopping") for family in families])
         weights = greedy_weights(early, target)
     else:
         weights = torch.full((len(members),), 1 / len(members), dtype=torch.float64)
     method = params.ensemble.pooling
-    even = torch.full((count,), 1 / count, dtype=torch.float64)
     with atomic_dir(root / POOLED) as folder:
         for fold in FOLDS:
-            by_family = [member_quantiles(root, family, fold) for family in families]
-            values = torch.cat(by_family)
-            splits = [member_splits(root, name, fold, own) for name, own in zip(families, by_family, strict=True)]
-            np.save(folder / f"{ENSEMBLE}_{fold}.npy", pool(values, weights, method).values.float().numpy())
-            for family, own in zip(families, by_family, strict=True):
-                np.save(folder / f"{family}_{fold}.npy", pool(own, even, method).values.float().numpy())
-            for name, part in zip(("aleatoric", "epistemic"), decompose(values, weights, torch.cat(splits)), strict=True):
-                np.save(folder / f"{name}_{fold}.npy", part.float().numpy())
+            pool_fold(root, families, fold, weights, method, folder)
         rows = [
             {"family": family, "index": index, "weight": float(weight), "weight_in_family": 1 / count}
             for (family, index), weight in zip(members, weights, strict=True)
@@ -76,9 +87,29 @@ def make_ensemble(params: Params, root: Path) -> Path:
     return root / POOLED
 
 
+def pool_fold(root: Path, families: Sequence[str], fold: str, weights: Tensor, method: str, folder: Path) -> None:
+    """Write the pooled forecasts of the ensemble and of each family on a fold, and the ensemble's variances, part by part."""
+    members = [FoldMembers(root, family, fold) for family in families]
+    count, n = members[0].shape[:2]
+    even = torch.full((count,), 1 / count, dtype=torch.float64)
+    names = (ENSEMBLE, *families, "aleatoric", "epistemic")
+    with ExitStack() as files:
+        written = [files.enter_context(ArrayFile(folder / f"{name}_{fold}.npy", n)) for name in names]
+        for start in range(0, max(n, 1), WINDOWS):
+            windows = slice(start, start + WINDOWS)
+            by_family = [family[:, windows] for family in members]
+            values = torch.cat(by_family)
+            splits = [family.splits(windows, own) for family, own in zip(members, by_family, strict=True)]
+            parts = [pool(values, weights, method).values, *(pool(own, even, method).values for own in by_family)]
+            parts += decompose(values, weights, torch.cat(splits))
+            for file, part in zip(written, parts, strict=True):
+                file.add(part.float().numpy())
+
+
 def pooled(root: Path, model: str, fold: str, purpose: str) -> Predictive:
     """Pooled forecast of ``ensemble`` or a family on a fold, for a purpose that is the fold's own."""
-    return Predictive(torch.from_numpy(np.load(root / POOLED / f"{model}_{claim(fold, purpose)}.npy")))
+    rows = ArrayRows(root / POOLED / f"{model}_{claim(fold, purpose)}.npy")
+    return Predictive(rows[:]) if len(rows) <= ROWS else PredictiveParts(rows)
 
 
 def member_weights(root: Path) -> list[dict[str, str | int | float]]:

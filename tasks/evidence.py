@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from models.predictive import pinball_loss
+from models.predictive import Predictive, pinball_loss
 from models.uncertainty import scores
 from models.uncertainty.guarantee import coverage_band
 from models.uncertainty.perturb import HELD_OUT
@@ -203,12 +203,17 @@ def data_span(root: Path, prepared: Prepared) -> dict[str, str]:
 def fans(evidence: Evidence, prepared: Prepared) -> tuple[Fan, ...]:
     """Fan charts of the best, the median and the worst series by WQL, each at its latest test cutoff."""
     windows = prepared.fold("test", "evaluate")
-    by_series: dict[int, float] = {}
-    for index in torch.unique(windows.series).tolist():
-        mine = windows.series == index
-        truth = evidence.target[mine].to(torch.float64)
-        loss = pinball_loss(evidence.after.values[mine][..., scores.DECILES], truth, evidence.after.levels[scores.DECILES])
-        by_series[index] = float(2 * loss.sum((0, 1)).mean() / truth.abs().sum().clamp(min=1e-12))
+    levels = evidence.after.levels[scores.DECILES]
+
+    def losses(part: Predictive, truth: torch.Tensor) -> torch.Tensor:
+        return pinball_loss(part.values[..., scores.DECILES], truth, levels).sum(1)
+
+    truth = evidence.target.to(torch.float64)
+    present, place = torch.unique(windows.series, return_inverse=True)
+    loss = truth.new_zeros((len(present), len(levels))).index_add_(0, place, evidence.after.each(losses, truth))
+    size = truth.new_zeros(len(present)).index_add_(0, place, truth.abs().sum(1))
+    wql = 2 * loss.mean(1) / size.clamp(min=1e-12)
+    by_series = dict(zip(present.tolist(), wql.tolist(), strict=True))
     order = sorted(by_series, key=lambda index: by_series[index])
     chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
     return tuple(_fan(label, index, by_series[index], evidence, prepared) for label, index in chosen.items())

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from models.panel import Panel, Windows
 from models.predictive import Predictive
+from models.predictive_parts import ROWS
 from models.uncertainty.abstention import ExpectedError
 from models.uncertainty.calibration import Calibration
 from models.uncertainty.descriptors import DESCRIPTORS, descriptors
 from models.uncertainty.gate import Gate
 from models.uncertainty.selective import SelectiveGuarantee, clipped_loss, least_windows, threshold_grid
+from tasks.arrays import ArrayRows
 from tasks.ensemble import ENSEMBLE, POOLED, pooled
 from tasks.folds import claim
 from tasks.params import Params
@@ -79,29 +81,36 @@ def look(root: Path, family: str, prepared: Prepared, calibration: Calibration, 
     predictive = calibration.apply(pooled(root, ENSEMBLE, fold, purpose))
     epistemic = torch.from_numpy(np.load(root / POOLED / f"epistemic_{fold}.npy"))
     scale = prepared.panel.levels(windows)[0]
-    score = gate.score(gate_features(_encoded(root, family, claim(fold, purpose)), prepared.panel, windows))
+    encoded = ArrayRows(root / TRAINED / family / f"features_{claim(fold, purpose)}.npy")
+    parts = [slice(start, start + ROWS) for start in range(0, max(len(windows), 1), ROWS)]
+    score = torch.cat([gate.score(gate_features(encoded[part], prepared.panel, windows[part])) for part in parts])
     error = (prepared.panel.targets(windows) - predictive.median).abs().mean(dim=1) / scale
     return Look(windows, score, error_signals(predictive, epistemic, scale), error)
 
 
-def _encoded(root: Path, family: str, fold: str) -> Tensor:
-    return torch.from_numpy(np.load(root / TRAINED / family / f"features_{fold}.npy"))
-
-
 def fit_gate(params: Params, root: Path, prepared: Prepared, calibration: Calibration) -> Gate:
-    """Fit the gate: what is ordinary from training windows, how experts are joined and how wrong a forecast is expected to
-    be from the OOD fold, what raises the alarm and how much is withheld from the conformal fold, the newest."""
+    """The gate alone of `fit_gate_and_looks`."""
+    return fit_gate_and_looks(params, root, prepared, calibration)[0]
+
+
+def fit_gate_and_looks(
+    params: Params, root: Path, prepared: Prepared, calibration: Calibration
+) -> tuple[Gate, tuple[Look, Look]]:
+    """Fit the gate; returns it and what it sees of the OOD and the conformal fold.
+
+    What is ordinary comes from training windows, how experts are joined and how wrong a forecast is expected to be from the
+    OOD fold, what raises the alarm and how much is withheld from the conformal fold, the newest.
+    """
     family, panel, settings = encoder_family(params), prepared.panel, params.calibration
     sample = Windows(*torch.from_numpy(np.load(root / TRAINED / family / "windows_sample.npy")))
-    train = gate_features(_encoded(root, family, "train"), panel, sample)
-    windows = prepared.fold("ood", "fit gate")
-    gate = Gate.fit(train, gate_features(_encoded(root, family, "ood"), panel, windows), alpha=settings.ood_alpha)
+    encoded = torch.from_numpy(np.load(root / TRAINED / family / "features_train.npy"))
+    gate = Gate.fit(gate_features(encoded, panel, sample), None, alpha=settings.ood_alpha)
     ood = look(root, family, prepared, calibration, gate, "ood", "fit gate")
     later = look(root, family, prepared, calibration, gate, "conformal", "fit abstention")
     error = ExpectedError.fit(ood.signals, ood.score, ood.error)
     uncertainty = (error.predict(fold.signals, fold.score) for fold in (ood, later))
     parts = [(fold.score, values) for fold, values in zip((ood, later), uncertainty, strict=True)]
-    return gate.with_abstention(error, parts[0], parts[1], settings.abstain_fraction)
+    return gate.with_abstention(error, parts[0], parts[1], settings.abstain_fraction), (ood, later)
 
 
 def gate_card(params: Params, prepared: Prepared, gate: Gate) -> dict[str, Any]:
@@ -115,15 +124,20 @@ def gate_card(params: Params, prepared: Prepared, gate: Gate) -> dict[str, Any]:
     }
 
 
-def abstention_card(params: Params, root: Path, prepared: Prepared, calibration: Calibration, gate: Gate) -> dict[str, Any]:
+def looks_again(params: Params, root: Path, prepared: Prepared, calibration: Calibration, gate: Gate) -> tuple[Look, Look]:
+    """What a fitted gate sees of the OOD and the conformal fold."""
+    family = encoder_family(params)
+    ood = look(root, family, prepared, calibration, gate, "ood", "fit gate")
+    return ood, look(root, family, prepared, calibration, gate, "conformal", "fit abstention")
+
+
+def abstention_card(params: Params, prepared: Prepared, gate: Gate, looks: tuple[Look, Look]) -> dict[str, Any]:
     """What abstention promises: the share withheld, and the error of the most certain forecasts by learn then test.
 
     The thresholds tested come from the OOD fold and are certified on the conformal one, of which only cutoffs a horizon or
     more apart count, since windows that overlap know less than they count for.
     """
-    settings, family = params.calibration, encoder_family(params)
-    ood = look(root, family, prepared, calibration, gate, "ood", "fit gate")
-    later = look(root, family, prepared, calibration, gate, "conformal", "fit abstention")
+    settings, (ood, later) = params.calibration, looks
     card: dict[str, Any] = {
         "nominal_share_withheld": gate.abstention.fraction,
         "n": len(later.score),

@@ -18,7 +18,7 @@ from tasks.errors import UserError
 from tasks.future import with_future_rows
 from tasks.params import Params
 from tasks.prepare import INGESTED, time_step
-from tasks.reference import Reference, as_cutoff, observed_rows, row_series, row_steps
+from tasks.reference import Reference, as_cutoff, observed_rows, row_steps
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,6 @@ class LivePanel:
     def steps(self) -> np.ndarray:
         """Step of each row, ``(n_rows,)``."""
         return row_steps(self.panel, self.first)
-
-    def places(self) -> np.ndarray:
-        """Index of each row's series, ``(n_rows,)``."""
-        return row_series(self.panel)
 
     def windows(self, step: int) -> Windows:
         """Windows of all series whose history reaches the cutoff at ``step`` and that have rows for the steps after it."""

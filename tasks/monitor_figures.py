@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -90,10 +91,16 @@ def figures(rules: Monitor, reference: Reference, bundle: Bundle, live: Judged, 
     """All figures of the windows judged, and of the values that came with them."""
     alpha, names, nominal = 1 - rules.confidence, sorted(set(live.series.tolist())), bundle.gate.alpha
     found = forecast_figures(rules, reference, "all", "all", live, reference.test, alpha, nominal)
+    rows, none = [_rows_of(judged.series) for judged in (live, reference.test)], np.empty(0, dtype=np.int64)
     for name in names:
-        parts = live[live.series == name], reference.test[reference.test.series == name]
+        parts = live[rows[0][name]], reference.test[rows[1].get(name, none)]
         found += forecast_figures(rules, reference, "series", name, *parts, alpha / len(names), nominal)
     return found + population_figures(rules, reference, bundle.encoding, panel)
+
+
+def _rows_of(series: np.ndarray) -> dict[str, np.ndarray]:
+    """Where each name stands, in order."""
+    return {str(name): np.asarray(rows) for name, rows in pd.Series(series).groupby(series).indices.items()}
 
 
 def forecast_figures(
@@ -130,7 +137,7 @@ def population_figures(rules: Monitor, reference: Reference, encoding: Encoding,
     champion's data, which knows the season and the trend that a stretch may differ by; how much such stretches differ from one
     another says how far beyond it chance alone reaches.
     """
-    seen, steps, places = observed_rows(panel.panel), panel.steps(), panel.places()
+    seen, steps = observed_rows(panel.panel), panel.steps()
     names = list(panel.ids)
     first = max(panel.until, panel.newest - (rules.window or reference.window)) + 1
     live = seen & (steps >= first)
@@ -140,12 +147,11 @@ def population_figures(rules: Monitor, reference: Reference, encoding: Encoding,
     ]
     alpha = 1 - rules.confidence
     groups: list[tuple[str, str, Population, Values, float]] = [
-        ("all", "all", reference.together, lambda rows: together(panel.panel, rows, places, names, reference.targets), alpha)
+        ("all", "all", reference.together, lambda rows: together(panel.panel, rows, names, reference.targets), alpha)
     ]
     for index, name in enumerate(names):
         if name in reference.targets:
-            own = places == index
-            groups.append(("series", name, reference.targets[name], _column(panel, 0, own), alpha / len(reference.targets)))
+            groups.append(("series", name, reference.targets[name], _series(panel, index), alpha / len(reference.targets)))
     for name, column in covariates(encoding):
         population = reference.columns[name]
         groups.append(("column", name, population, _column(panel, column, seen), alpha / len(reference.columns)))
@@ -167,6 +173,11 @@ def population_figures(rules: Monitor, reference: Reference, encoding: Encoding,
 
 def _column(panel: LivePanel, column: int, among: np.ndarray) -> Values:
     return lambda rows: panel.panel.rows[torch.from_numpy(rows & among), column].to(torch.float64)
+
+
+def _series(panel: LivePanel, index: int) -> Values:
+    own = slice(*panel.panel.offsets[index : index + 2].tolist())
+    return lambda rows: panel.panel.rows[own, 0][torch.from_numpy(rows[own])].to(torch.float64)
 
 
 def timeline(live: Judged, times: dict[int, Any], adaptive: Tensor) -> list[dict[str, Any]]:

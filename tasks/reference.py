@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class Judged:
         return len(self.block)
 
     def __getitem__(self, chosen: np.ndarray) -> Judged:
-        """The windows where ``chosen`` ``(n,)`` holds."""
+        """The windows where ``chosen`` ``(n,)`` holds, or of these numbers."""
         which = torch.from_numpy(chosen)
         return Judged(self.series[chosen], *(getattr(self, name)[which] for name in TENSORS_OF_JUDGED))
 
@@ -170,12 +171,8 @@ def make_reference(
     folds = {fold["name"]: fold for fold in prepared.meta["folds"]}
     claim("train", "fit feature statistics")
     train = known & (steps < folds["train"]["end"])
-    names, places = [str(name) for name in prepared.ids], row_series(panel)
-    targets = {
-        name: Population.fit(panel.rows[torch.from_numpy(train & (places == index)), 0])
-        for index, name in enumerate(names)
-        if bool((train & (places == index)).any())
-    }
+    names = [str(name) for name in prepared.ids]
+    targets = {name: Population.fit(own) for name, own in zip(names, own_targets(panel, train), strict=True) if len(own)}
     promise = card["levels"][f"step {LEVEL} %"]
     return Reference(
         trained_until=as_cutoff(prepared.ds[train].max()),
@@ -186,7 +183,7 @@ def make_reference(
         worth=max(1.0, float(promise["n_effective"]) / max(1, int(card["blocks"]))),
         series=tuple(names),
         targets=targets,
-        together=Population.fit(together(panel, train, places, names, targets)),
+        together=Population.fit(together(panel, train, names, targets)),
         columns={
             name: Population.fit(panel.rows[torch.from_numpy(train), column]) for name, column in covariates(prepared.encoding)
         },
@@ -202,13 +199,17 @@ def covariates(encoding: Encoding) -> list[tuple[str, int]]:
     return known + [(name, past + index) for index, name in enumerate(encoding.past_only)]
 
 
-def together(panel: Panel, chosen: np.ndarray, places: np.ndarray, names: list[str], targets: dict[str, Population]) -> Tensor:
+def own_targets(panel: Panel, chosen: np.ndarray) -> list[Tensor]:
+    """Targets of each series in the rows ``chosen`` (bool ``(n_rows,)``), float32 ``(n,)``."""
+    which = torch.from_numpy(chosen)
+    return [panel.rows[start:stop, 0][which[start:stop]] for start, stop in pairwise(panel.offsets.tolist())]
+
+
+def together(panel: Panel, chosen: np.ndarray, names: Sequence[str], targets: Mapping[str, Population]) -> Tensor:
     """Targets of the rows ``chosen``, each in units of its series' training fold; series without one are left out."""
-    parts = [torch.empty(0, dtype=torch.float64)]
-    for index, name in enumerate(names):
-        if name in targets:
-            parts.append(targets[name].standardised(panel.rows[torch.from_numpy(chosen & (places == index)), 0]))
-    return torch.cat(parts)
+    own = zip(names, own_targets(panel, chosen), strict=True)
+    parts = [targets[name].standardised(values) for name, values in own if name in targets]
+    return torch.cat([torch.empty(0, dtype=torch.float64), *parts])
 
 
 def row_series(panel: Panel) -> np.ndarray:

@@ -9,7 +9,7 @@ from torch import Tensor
 from models.predictive import Predictive
 from models.uncertainty.calibration import JOINT_LEVEL, Calibration
 from models.uncertainty.decomposition import bin_index, bin_probabilities
-from models.uncertainty.scores import calibration_summary, expected_calibration_error
+from models.uncertainty.scores import binned_error, calibration_summary, likeliest
 from tasks.bins import series_edges
 from tasks.ensemble import ENSEMBLE, pooled
 from tasks.prepare import Prepared
@@ -41,5 +41,8 @@ def repair_metrics(root: Path, prepared: Prepared, calibration: Calibration) -> 
 
 def bin_calibration_error(predictive: Predictive, target: Tensor, edges: Tensor) -> float:
     """Expected calibration error of the likeliest of the bins between ``edges`` ``(n, 1, K - 1)``."""
-    mass = bin_probabilities(predictive, edges)
-    return expected_calibration_error(mass.clamp(min=1e-12).log(), bin_index(target, edges))
+
+    def of(part: Predictive, truth: Tensor, edge: Tensor) -> tuple[Tensor, Tensor]:
+        return likeliest(bin_probabilities(part, edge).clamp(min=1e-12).log(), bin_index(truth, edge))
+
+    return binned_error(*predictive.each(of, target, edges))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from models.forecasters.factory import FAMILIES
+from tasks.arrays import ArrayFile
 from tasks.errors import Unavailable, UserError
 from tasks.files import atomic_dir, digest_of, file_md5, held, read_json, told_when_full, waiting, write_json
 from tasks.params import Params
@@ -59,7 +60,7 @@ def data_and_code(root: Path) -> list[list[str]]:
 def _code() -> list[str]:
     """MD5s of all of models/, and of the files of this folder that call it."""
     here = Path(__file__).parent
-    paths = [here / "member.py", here / "predict.py", *sorted((here.parent / "models").rglob("*.py"))]
+    paths = [here / "member.py", here / "descent.py", here / "predict.py", *sorted((here.parent / "models").rglob("*.py"))]
     return [file_md5(path) for path in paths]
 
 
@@ -132,7 +133,7 @@ def member_processes() -> ForkServerContext:
     """What starts processes that train members: a server that has imported all they need forks them."""
     os.environ.update(KEEP_MEMORY)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tasks.member", "tasks.predict"])
+    context.set_forkserver_preload(["tasks.descent", "tasks.predict"])
     return context
 
 
@@ -209,16 +210,22 @@ def complete_member(spec: MemberSpec, report: Callable[[int, float], None]) -> N
 def _predict_folds(spec: MemberSpec, weights: Path) -> None:
     """Write a member's predictions of every fold, and last the note that they are whole."""
     from tasks.member import PREDICTED, load_member
-    from tasks.predict import predict_windows
+    from tasks.predict import predict_windows, predicted_parts
 
     prepared = load_prepared(spec.root)
     forecaster = load_member(spec.family, spec.config, prepared.panel.schema, weights)
+    passes = passes_of(spec.params, spec.family)
     for fold in FOLDS:
-        passes = passes_of(spec.params, spec.family)
-        predicted = predict_windows(forecaster, prepared.panel, prepared.windows[fold], spec.seed, passes)
-        for name, values in predicted._asdict().items():
-            if values is not None:
-                np.save(spec.folder / f"{name}_{fold}.npy", values)
+        windows = prepared.windows[fold]
+        files = [spec.folder / f"{name}_{fold}.npy" for name in ("quantiles", "features", "split")]
+        splits = list[np.ndarray]()
+        with ArrayFile(files[0], len(windows)) as quantiles, ArrayFile(files[1], len(windows)) as features:
+            for part in predicted_parts(forecaster, prepared.panel, windows, spec.seed, passes):
+                quantiles.add(part.quantiles)
+                features.add(part.features)
+                splits += [] if part.split is None else [part.split]
+        if splits:
+            np.save(files[2], np.concatenate(splits, axis=1))
     if spec.index == 0:
         train = prepared.windows["train"]
         chosen = np.linspace(0, len(train) - 1, min(FEATURE_SAMPLE, len(train))).astype(np.int64)
@@ -236,8 +243,9 @@ def gather_members(params: Params, keep: Path, folder: Path) -> None:
     for fold in FOLDS:
         for name in ("quantiles", "split"):
             if (members[0] / f"{name}_{fold}.npy").exists():
-                parts = [np.load(member / f"{name}_{fold}.npy") for member in members]
-                np.save(folder / f"{name}_{fold}.npy", np.stack(parts))
+                with ArrayFile(folder / f"{name}_{fold}.npy", len(members)) as written:
+                    for member in members:
+                        written.add(np.load(member / f"{name}_{fold}.npy", mmap_mode="r")[None])
         shutil.copyfile(members[0] / f"features_{fold}.npy", folder / f"features_{fold}.npy")
     for name in ("features_train.npy", "windows_sample.npy"):
         shutil.copyfile(members[0] / name, folder / name)

@@ -76,6 +76,6 @@ class JointConformal:
 
 def half_widths(predictive: Predictive) -> tuple[Tensor, Tensor]:
     """Distances of the 5 % and 95 % quantiles from the median, floored above zero, ``(...)`` each."""
-    values, median = predictive.values, predictive.median
+    lower, median, upper = predictive.each(lambda part: (part.at(LOWER), part.median, part.at(UPPER)))
     floor = 1e-9 * median.abs().clamp(min=1e-6)
-    return torch.maximum(median - values[..., LOWER], floor), torch.maximum(values[..., UPPER] - median, floor)
+    return torch.maximum(median - lower, floor), torch.maximum(upper - median, floor)

@@ -138,7 +138,7 @@ def checked_scores(score: IntervalScore, predictive: Predictive, target: Tensor,
     ValueError
         Where a truth or a forecast is missing, naming the first; a missing truth is no evidence of a covered one.
     """
-    for what, missing in (("truth", target.isnan()), ("forecast", predictive.values.isnan().any(-1))):
+    for what, missing in (("truth", target.isnan()), ("forecast", predictive.each(lambda part: part.values.isnan().any(-1)))):
         if missing.any():
             window, step = missing.nonzero()[0, :2].tolist()
             raise ValueError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -10,6 +13,17 @@ from models.predictive import LEVELS, Predictive, pinball_loss
 CELLS = 20_000
 """Distributions of a mixture that are inverted at a time, which bounds memory."""
 BISECTIONS = 40
+WINDOWS = 2048
+"""Windows of all members that are held in float64 at a time."""
+
+
+class Members(Protocol):
+    """Quantiles of members ``(M, n, H, Q)``: a tensor, or what reads some windows of them from files."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    def __getitem__(self, index: tuple[slice, slice]) -> Tensor: ...
 
 
 def pool(values: Tensor, weights: Tensor, method: str = "quantile_average") -> Predictive:
@@ -100,22 +114,25 @@ def decompose(values: Tensor, weights: Tensor, passes: Tensor | None = None) -> 
     return aleatoric, epistemic + within
 
 
-def greedy_weights(values: Tensor, target: Tensor, rounds: int | None = None) -> Tensor:
+def greedy_weights(values: Members, target: Tensor, rounds: int | None = None) -> Tensor:
     """Member weights ``(M,)`` by greedy selection with replacement (Caruana et al., 2004) on the pinball loss.
 
-    ``values`` ``(M, n, H, Q)``, ``target`` ``(n, H)``. Members are added one at a time to a quantile average,
-    each time the one that lowers the loss most; a member's weight is its share of the picks. Starting from every
-    member once and picking as many again (``rounds``) keeps half of the weight even, so that it does not rest on the luck
-    of one fold: on later folds of Chicago, M4 hourly and ETTh1 that is never far from the better of even and greedy.
+    ``values`` ``(M, n, H, Q)``, of which `WINDOWS` windows are asked for at a time, ``target`` ``(n, H)``. Members are added
+    one at a time to a quantile average, each time the one that lowers the loss most; a member's weight is its share of the
+    picks. Starting from every member once and picking as many again (``rounds``) keeps half of the weight even, so that it
+    does not rest on the luck of one fold: on later folds of Chicago, M4 hourly and ETTh1 that is never far from the better
+    of even and greedy.
     """
-    values, target = values.to(torch.float64), target.to(torch.float64)
-    levels = torch.tensor(LEVELS, dtype=torch.float64)
-    counts = torch.ones(len(values), dtype=torch.float64)
-    total = values.sum(0)
-    for _ in range(len(values) if rounds is None else rounds):
-        size = counts.sum() + 1
-        losses = torch.stack([pinball_loss((total + member) / size, target, levels).mean() for member in values])
-        best = int(losses.argmin())
-        counts[best] += 1
-        total = total + values[best]
+    count, levels, picked = values.shape[0], torch.tensor(LEVELS, dtype=torch.float64), list[int]()
+    for _ in range(count if rounds is None else rounds):
+        losses = torch.zeros(count, dtype=torch.float64)
+        for start in range(0, len(target), WINDOWS):
+            part = values[:, start : start + WINDOWS].to(torch.float64)
+            truth, total = target[start : start + WINDOWS].to(torch.float64), part.sum(0)
+            for index in picked:
+                total = total + part[index]
+            size = count + len(picked) + 1
+            losses += torch.stack([pinball_loss((total + member) / size, truth, levels).sum() for member in part])
+        picked.append(int((losses / target.numel()).argmin()))
+    counts = torch.ones(count, dtype=torch.float64) + torch.bincount(torch.tensor(picked, dtype=torch.long), minlength=count)
     return counts / counts.sum()

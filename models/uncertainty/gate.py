@@ -86,8 +86,10 @@ class Gate:
     abstention: Abstention
 
     @classmethod
-    def fit(cls, train: Tensor, ood_fold: Tensor, *, alpha: float) -> Gate:
+    def fit(cls, train: Tensor, ood_fold: Tensor | None, *, alpha: float) -> Gate:
         """Fit on features of training windows ``(m, D)`` in order of series and time, and of the OOD fold ``(n, D)``.
+
+        The latter are what p-values are counted against until `with_abstention`; None where nobody asks before that.
 
         The last columns of features are `models.uncertainty.descriptors`. Distances are fitted to some stretches of the
         training windows and ranked by the others. Until `with_abstention` no forecast is withheld.
@@ -108,7 +110,7 @@ class Gate:
         gate = cls(
             encoder, descriptors, distance, neighbours, tails, empty, alpha, ExpectedError.spread_alone(), Abstention.never()
         )
-        return gate._with(scores=gate.score(ood_fold).sort().values)
+        return gate if ood_fold is None else gate._with(scores=gate.score(ood_fold).sort().values)
 
     def with_abstention(
         self, error: ExpectedError, ood_fold: tuple[Tensor, Tensor], later_fold: tuple[Tensor, Tensor], fraction: float

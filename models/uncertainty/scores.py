@@ -18,8 +18,12 @@ DECILES = [LEVELS.index(round(0.1 * i, 1)) for i in range(1, 10)]
 def wql(predictive: Predictive, target: Tensor) -> float:
     """Weighted quantile loss over tau = 0.1 ... 0.9: mean of ``sum 2 pinball / sum |y|`` (M5, GIFT-Eval)."""
     target = target.to(torch.float64)
-    loss = pinball_loss(predictive.values[..., DECILES], target, predictive.levels[DECILES])
-    return float(2.0 * loss.sum(dim=tuple(range(target.dim()))).mean() / target.abs().sum())
+    levels = predictive.levels[DECILES]
+
+    def summed(part: Predictive, truth: Tensor) -> Tensor:
+        return pinball_loss(part.values[..., DECILES], truth, levels).sum(dim=tuple(range(truth.dim())))[None]
+
+    return float(2.0 * predictive.each(summed, target).sum(0).mean() / target.abs().sum())
 
 
 def crps(predictive: Predictive, target: Tensor, points: int = 100) -> Tensor:
@@ -27,7 +31,11 @@ def crps(predictive: Predictive, target: Tensor, points: int = 100) -> Tensor:
 
     ``2 * integral of the pinball loss over the level`` (Gneiting and Raftery, 2007), by the midpoint rule.
     """
-    target = target.to(torch.float64)
+    found: Tensor = predictive.each(lambda part, truth: _crps_by_part(part, truth, points), target.to(torch.float64))
+    return found
+
+
+def _crps_by_part(predictive: Predictive, target: Tensor, points: int) -> Tensor:
     if not target.dim() or len(target) != len(predictive.values):  # one window, or shapes that broadcast
         return _crps(predictive, target, points)
     parts = zip(predictive.values.split(CRPS_ROWS), target.split(CRPS_ROWS), strict=True)
@@ -60,8 +68,13 @@ def coverage(lower: Tensor, upper: Tensor, target: Tensor) -> Tensor:
 
 def reliability(predictive: Predictive, target: Tensor) -> Tensor:
     """Observed share of truths at or below each of ``LEVELS``, ``(Q,)``."""
-    below = target.to(torch.float64)[..., None] <= predictive.values
-    return below.to(torch.float64).mean(dim=tuple(range(target.dim())))
+    below = predictive.each(lambda part, truth: _below(part, truth)[None], target.to(torch.float64)).sum(0)
+    return below / target.numel()
+
+
+def _below(predictive: Predictive, target: Tensor) -> Tensor:
+    """How many truths are at or below each of ``LEVELS``, ``(Q,)``."""
+    return (target[..., None] <= predictive.values).to(torch.float64).sum(dim=tuple(range(target.dim())))
 
 
 def calibration_error(predictive: Predictive, target: Tensor) -> float:
@@ -90,11 +103,21 @@ def expected_calibration_error(logits: Tensor, target: Tensor, bins: int = 15) -
 
     Mean distance between confidence and accuracy over equal-width ``bins`` of confidence (Guo et al., 2017, equation 3).
     """
-    from torchmetrics.functional.classification import multiclass_calibration_error
+    confidence, right = likeliest(logits, target)
+    return binned_error(confidence, right, bins)
 
-    classes = logits.shape[-1]
-    probabilities = logits.to(torch.float64).softmax(-1).reshape(-1, classes)
-    return float(multiclass_calibration_error(probabilities, target.reshape(-1).long(), classes, bins, "l1"))
+
+def likeliest(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Probability of the likeliest bin of logits ``(..., K)``, and whether it is the true one ``(...)``; float32 ``(...)``."""
+    confidence, chosen = logits.to(torch.float64).softmax(-1).max(dim=-1)
+    return confidence.float(), (chosen == target).float()
+
+
+def binned_error(confidence: Tensor, right: Tensor, bins: int = 15) -> float:
+    """Mean distance between ``confidence`` and how often it was ``right``, ``(...)`` each, over equal-width ``bins``."""
+    from torchmetrics.functional.classification import binary_calibration_error
+
+    return float(binary_calibration_error(confidence.reshape(-1), right.reshape(-1).long(), bins, "l1"))
 
 
 def risk_coverage(uncertainty: Tensor, risk: Tensor) -> tuple[Tensor, Tensor]:

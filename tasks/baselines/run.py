@@ -6,7 +6,7 @@ from typing import get_args
 
 import numpy as np
 
-from models.panel import Panel, Windows
+from models.panel import Panel, Windows, places_by_series
 from models.predictive import LEVELS
 from tasks.baselines.additive import forecast_prophet
 from tasks.baselines.statistical import BaselineForecast, forecast_baseline
@@ -56,4 +56,4 @@ def histories(panel: Panel, windows: Windows) -> tuple[list[np.ndarray], list[np
     """Observed target ``(T_i,)`` float32 and cutoffs ``(W_i,)`` int64 of each series."""
     target, offsets = panel.rows[:, 0].numpy(), panel.offsets.numpy()
     series = [target[start : start + n] for start, n in zip(offsets, panel.observed.numpy(), strict=False)]
-    return series, [windows.cutoff[windows.series == index].numpy() for index in range(panel.n_series)]
+    return series, [windows.cutoff[places].numpy() for places in places_by_series(windows.series, panel.n_series)]

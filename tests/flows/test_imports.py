@@ -36,3 +36,12 @@ def test_help_takes_under_two_seconds_of_work(command: list[str]) -> None:
     assert (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime) < 2.0
     if not command:
         assert "Exit codes: 0 done, 1 failure, 2 a mistake" in shown.stdout
+
+
+def test_lightning_is_there_to_train_alone() -> None:
+    """It takes as long to import as all else that a forecast needs."""
+    code = "import sys, tasks.forecast, tasks.calibrate, tasks.evaluate, tasks.train; print('lightning' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+        == "False\n"
+    )

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.panel import SCALE_FLOOR, Batch, Panel, PanelSchema, SequentialLoader, WindowLoader, Windows
+from models.panel import SCALE_FLOOR, Batch, Panel, PanelSchema, SequentialLoader, WindowLoader, Windows, places_by_series
 
 
 def windows_of(*pairs: tuple[int, int]) -> Windows:
@@ -205,6 +205,13 @@ def test_levels_of_some_series_at_a_time_are_those_of_all_at_once(
     few = mixed[mixed.series == 1]
     torch.testing.assert_close(panel.levels(few)[0], whole[0][mixed.series == 1], rtol=1e-9, atol=1e-9)
     assert [len(part) for part in panel.levels(mixed[slice(0, 0)])] == [0, 0]
+
+
+def test_windows_are_found_by_series() -> None:
+    series = torch.tensor([2, 0, 2, 4, 0])
+    found = [places.tolist() for places in places_by_series(series, 6)]
+    assert found == [(series == index).nonzero()[:, 0].tolist() for index in range(6)]
+    assert [len(places) for places in places_by_series(series[:0], 2)] == [0, 0]
 
 
 def draw(loader: WindowLoader) -> list[Batch]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from models.uncertainty.decomposition import bin_index
-from tasks.bins import deciles, series_edges
+from tasks.bins import DECILES, deciles, series_edges
 from tasks.prepare import load_prepared
 
 
@@ -32,3 +33,12 @@ def test_edges_come_from_training_alone_and_from_all_series_where_one_has_too_fe
     assert end - int(prepared.meta["first_step"][short]) < 10, "the short series starts after training"
     assert torch.equal(edges[short], shared)
     assert shared[0] < 60 < 100 < shared[-1]
+
+
+@pytest.mark.parametrize("n", [10, 11, 97, 1000, 1001])
+def test_deciles_are_order_statistics_as_torch_names_them(n: int) -> None:
+    values = torch.randint(0, 40, (n,), generator=torch.Generator().manual_seed(n)).double() / 7
+    lower = torch.quantile(values, DECILES, interpolation="lower")
+    edges, distinct = deciles(values), values.unique()
+    above = torch.cat([distinct[1:], distinct[-1:] + 1e-6 * distinct[-1:].clamp(min=1.0)])
+    assert torch.equal(edges, (lower + above[torch.searchsorted(distinct, lower)]) / 2)
