@@ -23,6 +23,7 @@ import psutil
 import pytest
 
 from flows.serve import _listen, refuse_new
+from tasks.serving.processes import usable_cores
 
 SECONDS, SETTLE_SECONDS = 12.0, 2.0
 REGISTER = """
@@ -244,8 +245,10 @@ def test_load_with_a_champion_switched_and_a_stop_in_it(server: Server) -> None:
 def test_the_end_leaves_no_process_however_it_comes(server: Server) -> None:
     """What is sent to the whole group, as a terminal and service managers do, ends nothing before the service says so."""
     pid = server.process.pid
-    family = tree(pid)
-    assert len(family) >= 3
+    until = time.monotonic() + 20
+    while len(family := tree(pid)) != 2 + min(2, usable_cores()):  # the one that forecast the panel may still be there
+        assert time.monotonic() < until
+        time.sleep(0.05)
     for each in family:
         each.send_signal(signal.SIGTERM)
         each.send_signal(signal.SIGINT)
