@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -180,5 +181,5 @@ class Predictive:
 def _broadcast(points: Tensor, knots: Tensor) -> tuple[Tensor, Tensor]:
     """``points`` in float64 and ``knots`` ``(..., Q)`` with the same leading axes; ``points`` may have more of them."""
     points = torch.as_tensor(points, dtype=torch.float64, device=knots.device)
-    shape = torch.broadcast_shapes(points.shape, knots.shape[:-1])
+    shape = np.broadcast_shapes(points.shape, knots.shape[:-1])  # torch.broadcast_shapes imports sympy, a second of start-up
     return points.expand(shape), knots.expand(*shape, -1)

@@ -25,7 +25,6 @@ from tasks.serving.processes import answer, forks
 
 IMPORTS = (
     "safetensors.torch",
-    "torch.fx.experimental.symbolic_shapes",  # by torch.broadcast_shapes, at its first call
     "tasks.forecast",
     "pyarrow.parquet",
     "pandera.pandas",
