@@ -29,6 +29,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "projection": (),
     "uncertainty": (),
     "scale": ("--sizes", "1e4", "1e5", "1e6", "1e7", "1e8", "--limit-seconds", "3600"),
+    "many": ("--series", "1000", "10000", "100000"),
     "overhead": (),
     "serving": (),
 }

@@ -1,6 +1,6 @@
-"""NeuralForecast's dataset and loader in `benchmarks.scale`, run by an interpreter that has it (`make peers`).
+"""NeuralForecast's and GluonTS's datasets and loaders in `benchmarks.scale`, for an interpreter that has them (`make peers`).
 
-    python benchmarks/peer_scale.py SPEC.json
+    python benchmarks/peer_scale.py NAME SPEC.json
 
 The clock starts when all is imported. The last line that it prints is its figures as JSON. Knows nothing of Weatherglass.
 """
@@ -70,11 +70,58 @@ def neuralforecast(spec: dict[str, Any]) -> dict[str, float]:
     }  # fmt: skip
 
 
+def gluonts(spec: dict[str, Any]) -> dict[str, float]:
+    """Seconds to build the dataset from the file and to draw ``batches`` batches of windows as DeepAR's training does.
+
+    DeepAR takes no past-only covariates, so these are left out. Lags are of one step, time features its own.
+    """
+    import numpy as np
+    import pandas as pd
+    import torch
+    from gluonts.dataset.common import ListDataset
+    from gluonts.torch import DeepAREstimator
+
+    torch.set_num_threads(1)
+    start_mb, started = memory(), time.perf_counter()
+    frame = pd.read_parquet(spec["panel"])
+    ids = frame["unique_id"]
+    begin = np.flatnonzero((ids != ids.shift()).to_numpy(bool))
+    static = [frame.iloc[begin][name].astype("category").cat.codes.to_numpy() for name in ("unique_id", *spec["static"])]
+    target, known = frame["y"].to_numpy("float32"), frame[spec["known"]].to_numpy("float32").T
+    each = zip(begin, np.append(begin[1:], len(frame)), frame["ds"].iloc[begin], *static, strict=True)
+    entries = [
+        {
+            "start": pd.Period(start, freq="D"), "target": target[a:b], "feat_static_cat": categories,
+            "feat_dynamic_real": known[:, a:b],
+        }
+        for a, b, start, *categories in each
+    ]  # fmt: skip
+    data = ListDataset(entries, freq="D")
+    estimator = DeepAREstimator(
+        freq="D", prediction_length=spec["horizon"], context_length=spec["context"], lags_seq=[1],
+        num_feat_dynamic_real=len(known), num_feat_static_cat=len(static),
+        cardinality=[int(codes.max()) + 1 for codes in static], batch_size=spec["batch_size"],
+        num_batches_per_epoch=spec["batches"],
+    )  # fmt: skip
+    built = time.perf_counter()
+    transformed = estimator.create_transformation().apply(data, is_train=True)
+    loader = estimator.create_training_data_loader(transformed, estimator.create_lightning_module())
+    windows = sum(len(batch["future_target"]) for batch in loader)
+    ended = time.perf_counter()
+    return {
+        "seconds": ended - started, "build_s": built - started, "load_s": ended - built, "windows": windows,
+        "start_mb": start_mb, "peak_mb": memory(),
+    }  # fmt: skip
+
+
+PEERS = {"neuralforecast": neuralforecast, "gluonts": gluonts}
+
+
 def main() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.CRITICAL)
-    spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    print(FINISHED + json.dumps(neuralforecast(spec)))
+    name, path = sys.argv[1:]
+    print(FINISHED + json.dumps(PEERS[name](json.loads(Path(path).read_text(encoding="utf-8")))))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How the path scales: seconds and peak memory of every stage as a panel grows, beside pytorch-forecasting and NeuralForecast.
+"""How the path scales: seconds and peak memory of every stage as a panel grows, beside three peers' datasets and loaders.
 
 ``python -m benchmarks.scale --sizes 1e4 1e5 1e6 --json sc.json`` writes a panel of each size and takes it through every stage
 from ingest to evaluate, each in a process of its own with one thread, then through the peers' datasets and loaders, until one
@@ -23,7 +23,7 @@ import psutil
 
 from benchmarks import scale_data
 from benchmarks.common import at_least, machine, parser, report, table, versions
-from benchmarks.peer_scale import FINISHED
+from benchmarks.peer_scale import FINISHED, PEERS
 from benchmarks.scale_stages import STAGES, Spec
 from models.forecasters.factory import FAMILIES
 from tasks.errors import UserError
@@ -54,13 +54,15 @@ NOTES = (
     "Each stage in a process of its own, one thread; seconds of the clock, without start and imports. peak_mb is the most that "
     "the process held, imports (start_mb) and pages of mapped files counted.",
     "load and train do a fixed number of batches, so they should not grow; train ends with the look at the early-stopping fold "
-    "that ends an epoch, which does. predict forecasts all windows of the five folds after training.",
+    "that ends an epoch, which does. predict forecasts all windows of the five folds after training; bundle writes what is "
+    "registered; forecast answers for every series, a horizon before its end, into a Parquet file.",
     "exponent is the slope of log seconds over log rows by least squares, from 10^5 rows where there are two such sizes; "
     "memory_exponent that of peak_mb less start_mb.",
     "A peer's build_s is from the same file to its dataset, load_s as many batches of as many windows. A ratio is its build "
     "and load over our prepare and load; ratio_with_ingest counts our ingest, with its checks of the data, too.",
     "pytorch-forecasting: target normalised per series, its faster setting. NeuralForecast: batches from one series, its "
     "fastest; its windows are not yet scaled, as ours are.",
+    "GluonTS: DeepAR's loader over ListDataset, without the past-only covariate, which it does not take; its time features.",
     "extrapolated: beyond where the peer gave up, along the line through its two largest sizes in logarithms, or in proportion "
     "to rows where that line is less steep.",
 )
@@ -95,6 +97,15 @@ def run(command: Sequence[str], folder: Path, seconds: float, gigabytes: float) 
     gave_up = gave_up or ("memory" if process.returncode == -9 else "failure")
     told = {"words": " ".join(lines[-2:])[-300:]} if gave_up == "failure" else {}
     return {"gave_up": gave_up, "after_s": time.monotonic() - started, "seen_mb": most / 2**20, **told}
+
+
+def spec_of(root: Path, panel: Path, family: str, batches: int) -> Spec:
+    """What the stages must know of the panel and of what to do with it."""
+    return {
+        "root": str(root), "panel": str(panel), "family": family, "batches": batches, "batch_size": BATCH_SIZE,
+        "horizon": HORIZON, "context": CONTEXT, "known": list(scale_data.KNOWN), "past": list(scale_data.PAST),
+        "static": list(scale_data.STATIC), "forecast": None, "cutoff": None,
+    }  # fmt: skip
 
 
 def measure_size(spec: Spec, peers: Mapping[str, Sequence[str]], stages: Sequence[str], limits: Limits) -> dict[str, Figures]:
@@ -142,11 +153,10 @@ def measure(
             started, panel = time.perf_counter(), Path(name) / "panel.parquet"
             rows = scale_data.write(panel, size)
             print(f"{rows:,} rows, written in {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
-            spec: Spec = {
-                "root": name, "panel": str(panel), "family": family, "batches": batches, "batch_size": BATCH_SIZE,
-                "horizon": HORIZON, "context": CONTEXT, "known": list(scale_data.KNOWN), "past": list(scale_data.PAST),
-                "static": list(scale_data.STATIC),
-            }  # fmt: skip
+            cutoff = (
+                scale_data.START + scale_data.shape_of(rows)[1] - 1 - HORIZON
+            )  # so that known covariates reach a horizon on
+            spec = spec_of(Path(name), panel, family, batches) | {"cutoff": str(cutoff)}
             at_size = measure_size(spec, asked, stages, limits)
         rows_of.append(rows)
         for name, figures in at_size.items():
@@ -258,7 +268,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--batches", type=at_least(10), default=100, help="batches of loading and of training")
     options.add_argument("--limit-seconds", type=at_least(1, float), default=600.0, help="when a stage or peer gives up")
     options.add_argument("--limit-gb", type=at_least(0.1, float), default=16.0, help="where a stage or peer gives up")
-    options.add_argument("--peers", type=Path, default=Path(".venv-peers/bin/python"), help="an interpreter with it")
+    options.add_argument("--peers", type=Path, default=Path(".venv-peers/bin/python"), help="an interpreter with them")
     options.add_argument("--no-peers", action="store_true", help="pytorch-forecasting alone, which we carry ourselves")
     options.add_argument("--folder", type=Path, help="for panels and artefacts meanwhile; None: the system's")
     given = options.parse_args(arguments)
@@ -267,7 +277,7 @@ def main(arguments: list[str] | None = None) -> None:
     here = [sys.executable, "-W", "ignore", "-m", "benchmarks.scale_stages", "pytorch_forecasting"]
     peers: dict[str, Sequence[str]] = {"pytorch_forecasting": here}
     if not given.no_peers:
-        peers["neuralforecast"] = [str(given.peers.absolute()), "-P", str(PROGRAM)]
+        peers |= {name: [str(given.peers.absolute()), "-P", str(PROGRAM), name] for name in PEERS}
     stages = [name for name in STAGES if name in given.stages]
     limits = (given.limit_seconds, given.limit_gb)
     found = measure(given.sizes, stages, peers, given.family, given.batches, limits, given.folder)

@@ -101,6 +101,7 @@ def load(spec: Spec) -> Work:
 
 def train(spec: Spec) -> Work:
     """A network trained for ``batches`` steps, with the one look at the early-stopping fold that ends an epoch."""
+    import tasks.descent  # noqa: F401
     from tasks.member import train_member
 
     return lambda: train_member(_member(spec))
@@ -141,6 +142,8 @@ def calibrate(spec: Spec) -> Work:
 
 def evaluate(spec: Spec) -> Work:
     """Metrics of the test fold and the evidence behind the report."""
+    import torchmetrics.functional.classification  # noqa: F401
+
     import tasks.member
     import tasks.predict  # noqa: F401
     from tasks.evaluate import evaluate
@@ -148,8 +151,37 @@ def evaluate(spec: Spec) -> Work:
     return lambda: evaluate(parameters(spec), Path(spec["root"]))
 
 
+def bundle(spec: Spec) -> Work:
+    """The bundle that is registered, and the figures that monitoring holds live ones against."""
+    import safetensors.torch  # noqa: F401
+
+    from tasks.bundle import write_bundle
+
+    return lambda: write_bundle(parameters(spec), Path(spec["root"]))
+
+
+def forecast(spec: Spec) -> Work:
+    """The bundle loaded, and its forecasts of every series of an ingested panel written as `weatherglass forecast` does."""
+    import safetensors.torch  # noqa: F401
+
+    from tasks.bundle import Bundle
+    from tasks.forecast import PANEL, forecast_file, forecast_panel
+
+    root = Path(spec["root"])
+
+    def work() -> dict[str, int]:
+        champion, series = Bundle.load(root / "artifacts/bundle"), 0
+        with forecast_file(root / "forecast.parquet") as add:
+            for table in forecast_panel(champion, Path(spec["forecast"] or root / PANEL), cutoff=spec["cutoff"]):
+                add(table)
+                series += len(table) // spec["horizon"]
+        return {"series": series}
+
+    return work
+
+
 STAGES: dict[str, Callable[[Spec], Work]] = {
-    stage.__name__: stage for stage in (ingest, prepare, load, train, predict, pool, calibrate, evaluate)
+    stage.__name__: stage for stage in (ingest, prepare, load, train, predict, pool, calibrate, evaluate, bundle, forecast)
 }
 """The path, in order."""
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 Batch = dict[str, Tensor]
 
-LEVEL_ROWS = 2**22
+LEVEL_ROWS = 2**20
 """Rows over which sums run at a time."""
 
 SCALE_FLOOR = 1e-2  # of the window's mean size: keeps an almost constant window from exploding when it is scaled

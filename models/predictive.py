@@ -50,7 +50,10 @@ class Predictive:
     def __post_init__(self) -> None:
         if self.values.shape[-1] != len(LEVELS):
             raise ValueError(f"values has {self.values.shape[-1]} quantiles; LEVELS has {len(LEVELS)}")
-        object.__setattr__(self, "values", self.values.to(torch.float64).sort(dim=-1).values)
+        values = self.values.to(torch.float64)
+        if not bool((values[..., 1:] >= values[..., :-1]).all()):  # to look is ten times as fast as to sort
+            values = values.sort(dim=-1).values
+        object.__setattr__(self, "values", values)
 
     def each(self, work: Callable[..., Any], *of_windows: Tensor) -> Any:
         """``work(self, *of_windows)``, for a tensor or several; `PredictiveParts` asks it of some windows at a time.

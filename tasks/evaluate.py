@@ -98,13 +98,15 @@ def evaluate(params: Params, root: Path) -> tuple[dict[str, float], Evidence, Pr
         predictive = calibration.apply(pooled(root, model, "test", "evaluate"))
         intervals = {level: calibration.interval(predictive, level, series) for level in INTERVAL_LEVELS}
         joint = calibration.joint.band(predictive)
-        metrics |= _prefixed(model, model_metrics(predictive, target, scale, intervals, joint))
-        losses[model] = scores.crps(predictive, target).mean(1)
+        loss = scores.crps(predictive, target)
+        metrics |= _prefixed(model, model_metrics(predictive, target, scale, intervals, joint, loss))
+        losses[model] = loss.mean(1)
     for name in params.baselines.models:
         predictive = Predictive(torch.from_numpy(np.load(root / BASELINE / f"{name}.npy")))
         intervals = {level: central_interval(predictive, level) for level in INTERVAL_LEVELS}
-        metrics |= _prefixed(name, model_metrics(predictive, target, scale, intervals, None))
-        losses[name] = scores.crps(predictive, target).mean(1)
+        loss = scores.crps(predictive, target)
+        metrics |= _prefixed(name, model_metrics(predictive, target, scale, intervals, None, loss))
+        losses[name] = loss.mean(1)
     evidence = gather_evidence(params, root, prepared, calibrations[ENSEMBLE], gate)
     evidence = replace(evidence, compared=compare(losses, blocks(prepared, windows)))
     metrics |= _prefixed(ENSEMBLE, trust_metrics(evidence))
@@ -151,11 +153,15 @@ def model_metrics(
     scale: Tensor,
     intervals: dict[int, tuple[Tensor, Tensor]],
     joint: tuple[Tensor, Tensor] | None,
+    crps: Tensor | None = None,
 ) -> dict[str, float]:
-    """Metrics of one model on windows ``(n, H)`` by DESIGN's names; widths and CRPS in the target's units."""
+    """Metrics of one model on windows ``(n, H)`` by DESIGN's names; widths and CRPS in the target's units.
+
+    ``crps`` ``(n, H)`` is worked out where it is left out.
+    """
     row = {
         "wql": scores.wql(predictive, target),
-        "crps": float(scores.crps(predictive, target).mean()),
+        "crps": float((scores.crps(predictive, target) if crps is None else crps).mean()),
         "wape": scores.wape(predictive.median, target),
         "mase": scores.mase(predictive.median, target, scale),
         "ece": scores.calibration_error(predictive, target),

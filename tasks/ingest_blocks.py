@@ -49,7 +49,7 @@ def ingest_blocks(source: Path, params: Params, target: Path, rows: int = BLOCK)
 def _in_order(source: Path, params: Params) -> pq.ParquetFile | None:
     """A Parquet file that `ingest_blocks` may take, by what its schema tells, else None."""
     try:
-        file = pq.ParquetFile(source)
+        file = pq.ParquetFile(source, pre_buffer=False)  # with it, all that was read stays in memory
     except (pa.ArrowException, OSError):
         return None
     data, schema = params.data, file.schema_arrow

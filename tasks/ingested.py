@@ -21,7 +21,7 @@ class IngestedPanel:
     """``panel.parquet`` as ``tasks.ingest`` leaves it: sorted by ``unique_id`` and ``ds``, read when asked for."""
 
     def __init__(self, path: Path) -> None:
-        self._file = pq.ParquetFile(path)
+        self._file = pq.ParquetFile(path, pre_buffer=False)  # with it, all that was read stays in memory
         self._text = [field.name for field in self._file.schema_arrow if pa.types.is_large_string(field.type)]
         self._text += [field.name for field in self._file.schema_arrow if pa.types.is_string(field.type)]
         self._path = path
@@ -33,7 +33,8 @@ class IngestedPanel:
     def first(self) -> pd.DataFrame:
         """The first row of each series, numbered by where it lies: ``ds`` and the columns of text."""
         names = [name for name in self._file.schema_arrow.names if name in ("unique_id", "ds", *self._text)]
-        file, parts, begin, before = pq.ParquetFile(self._path, read_dictionary=self._text), list[pd.DataFrame](), 0, None
+        file = pq.ParquetFile(self._path, read_dictionary=self._text, pre_buffer=False)
+        parts, begin, before = list[pd.DataFrame](), 0, None
         for batch in file.iter_batches(batch_size=BLOCK, columns=names):
             ids = batch["unique_id"]
             codes = ids.indices.to_numpy()

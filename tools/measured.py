@@ -3,8 +3,8 @@
     python tools/measured.py [--run ROOT]    # --run copies metrics/test.json of a finished run first
 
 chicago.json comes from `make run`, loader.json from `python -m benchmarks.loader --json docs/measured/loader.json`, and
-accuracy_<dataset>.json from `python -m benchmarks.accuracy`, and uncertainty.json, overhead.json, serving.json, scale.json
-and projection.json from the benchmarks of these names.
+accuracy_<dataset>.json from `python -m benchmarks.accuracy`, and uncertainty.json, overhead.json, serving.json, scale.json,
+many.json and projection.json from the benchmarks of these names.
 """
 
 from __future__ import annotations
@@ -65,7 +65,13 @@ def table() -> str:
         ]
     if (MEASURED / "uncertainty.json").exists():
         lines += ["", *intervals(json.loads((MEASURED / "uncertainty.json").read_text(encoding="utf-8")))]
-    for name, told_by in (("overhead", overhead), ("serving", serving), ("projection", projection), ("scale", scale)):
+    for name, told_by in (
+        ("overhead", overhead),
+        ("serving", serving),
+        ("projection", projection),
+        ("scale", scale),
+        ("many", many),
+    ):
         if (MEASURED / f"{name}.json").exists():
             lines += ["", *told_by(json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8")))]
     return "\n".join(lines)
@@ -130,6 +136,23 @@ def scale(result: dict[str, Any]) -> list[str]:
         exponent = result.get(f"exponent_{name}")
         shown = "-" if exponent is None else f"{exponent:.2f}"
         lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + f" | {shown} |")
+    return lines
+
+
+def many(result: dict[str, Any]) -> list[str]:
+    """How long forecasts of very many series take."""
+    lines = [
+        f"Forecasts of many series with intervals and scores of strange input, by one {result['family']} network trained on "
+        f"{result['trained']:,}, one thread (`python -m benchmarks.many`):",
+        "",
+        "| series | seconds | peak MB |",
+        "|---|---|---|",
+    ]
+    for count, found in result["figures"].items():
+        figures = (
+            f"gave up: {found['gave_up']} | -" if "gave_up" in found else f"{found['seconds']:.1f} | {found['peak_mb']:,.0f}"
+        )
+        lines.append(f"| {int(count):,} | {figures} |")
     return lines
 
 

@@ -205,14 +205,21 @@ def nested_interval(score: IntervalScore, predictive: Predictive, radius: Mappin
     """
     if level not in radius:
         raise ValueError(f"no interval of {level} % was calibrated; there are {', '.join(map(str, sorted(radius)))}")
-    lower, upper = torch.full_like(predictive.median, math.inf), torch.full_like(predictive.median, -math.inf)
-    for inner in sorted(radius):
-        if inner <= level:
-            low, high = score.interval(predictive, radius[inner], inner / 100)
+    levels = [each for each in sorted(radius) if each <= level]
+    radii = [radius[each] for each in levels]
+
+    def nested(part: Predictive, *of_level: Tensor) -> Bounds:
+        lower, upper = torch.full_like(part.median, math.inf), torch.full_like(part.median, -math.inf)
+        for inner, reach in zip(levels, of_level, strict=True):
+            low, high = score.interval(part, reach, inner / 100)
             empty = low > high
-            lower = torch.minimum(lower, torch.where(empty, predictive.median, low))
-            upper = torch.maximum(upper, torch.where(empty, predictive.median, high))
-    return lower, upper
+            lower = torch.minimum(lower, torch.where(empty, part.median, low))
+            upper = torch.maximum(upper, torch.where(empty, part.median, high))
+        return lower, upper
+
+    shared = radii[0].dim() < 3  # (H, sides), not one for each window
+    bounds: Bounds = predictive.each(lambda part: nested(part, *radii)) if shared else predictive.each(nested, *radii)
+    return bounds
 
 
 @dataclass(frozen=True)
@@ -242,9 +249,14 @@ class BonferroniBand:
     def band(self, predictive: Predictive) -> Bounds:
         """Lower and upper bounds ``(..., H)`` that contain the whole path at ``level``."""
         step_level = self.step_level(self.level, len(self.radius))
-        lower, upper = interval_score(self.name).interval(predictive, self.radius, step_level)
-        empty = lower > upper
-        return torch.where(empty, predictive.median, lower), torch.where(empty, predictive.median, upper)
+
+        def bounds(part: Predictive) -> Bounds:
+            lower, upper = interval_score(self.name).interval(part, self.radius, step_level)
+            empty = lower > upper
+            return torch.where(empty, part.median, lower), torch.where(empty, part.median, upper)
+
+        found: Bounds = predictive.each(bounds)
+        return found
 
 
 def to_plain(values: Tensor) -> Any:

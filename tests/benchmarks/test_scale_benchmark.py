@@ -13,7 +13,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import scale, scale_data, scale_stages
+from benchmarks import many, scale, scale_data, scale_stages
 from benchmarks.peer_scale import FINISHED, memory
 from tasks.errors import UserError
 
@@ -52,9 +52,7 @@ def test_demand_has_a_week_a_trend_covariates_and_days_without_sales() -> None:
 def specification(root: Path, rows: int = 2_000) -> scale_stages.Spec:
     """A panel of ten series and what its stages must know."""
     scale_data.write(root / "panel.parquet", rows)
-    columns = {"known": list(scale_data.KNOWN), "past": list(scale_data.PAST), "static": list(scale_data.STATIC)}
-    sizes = {"batches": 10, "batch_size": 8, "horizon": 14, "context": 56}
-    return {"root": str(root), "panel": str(root / "panel.parquet"), "family": "tcn", **sizes, **columns}
+    return scale.spec_of(root, root / "panel.parquet", "tcn", 10) | {"batch_size": 8, "cutoff": "2020-07-04"}
 
 
 def test_the_stages_are_the_path_and_end_with_metrics(tmp_path: Path) -> None:
@@ -64,6 +62,27 @@ def test_the_stages_are_the_path_and_end_with_metrics(tmp_path: Path) -> None:
     assert results["load"] == 80
     metrics = json.loads((tmp_path / "metrics/test.json").read_text())
     assert metrics["ensemble/crps"] > 0 and "tcn/wql" in metrics
+    table = pd.read_parquet(tmp_path / "forecast.parquet")
+    assert results["forecast"] == {"series": 10} and len(table) == 140
+    assert (table["cutoff"] == pd.Timestamp("2020-07-04")).all() and table["ood_score"].notna().all()
+
+
+def test_many_series_are_forecast_beyond_their_last_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    many.main(["--series", "12", "3", "--trained", "10", "--batches", "10", "--json", str(tmp_path / "many.json")])
+    result = json.loads((tmp_path / "many.json").read_text())
+    assert result["series"] == [3, 12] and {row["series"] for row in result["figures"].values()} == {3, 12}
+    assert all(row["peak_mb"] > row["start_mb"] > 0 for row in result["figures"].values()) and "exponent" in result
+    assert capsys.readouterr().out.splitlines()[0].split() == ["series", "seconds", "MB", "series/s"]
+
+
+def test_a_panel_of_many_series_has_a_horizon_without_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale_data, "GROUP", 2)
+    many.write_panel(tmp_path / "panel.parquet", 5)
+    panel = pd.read_parquet(tmp_path / "panel.parquet")
+    assert panel["unique_id"].nunique() == 5 and panel["unique_id"].is_monotonic_increasing
+    empty = panel.groupby("unique_id")["y"].apply(lambda y: y.isna().to_numpy().nonzero()[0].tolist())
+    assert (empty.map(lambda rows: rows == list(range(many.STEPS - many.HORIZON, many.STEPS)))).all()
+    assert panel["visitors"].isna().equals(panel["y"].isna()) and panel["price"].notna().all()
 
 
 def test_the_peer_here_draws_as_many_windows(tmp_path: Path) -> None:
@@ -143,7 +162,7 @@ def test_the_command_measures_every_size_until_somebody_gives_up(
 
     def run(command: list[str], folder: Path, seconds: float, gigabytes: float) -> dict[str, Any]:
         spec = json.loads(Path(command[-1]).read_text())
-        name = "neuralforecast" if command[-2].endswith("peer_scale.py") else command[-2]
+        name = command[-2]
         rows = pq.ParquetFile(spec["panel"]).metadata.num_rows
         asked.append((name, str(rows)))
         if name == "neuralforecast":
@@ -154,7 +173,8 @@ def test_the_command_measures_every_size_until_somebody_gives_up(
     arguments = ["--sizes", "4e3", "2e3", "--stages", "load", "ingest", "prepare", "--peers", sys.executable]
     scale.main([*arguments, "--folder", str(tmp_path), "--json", str(tmp_path / "sc.json")])
     stages = ["ingest", "prepare", "load", "pytorch_forecasting"]
-    assert asked == [*((name, "2000") for name in [*stages, "neuralforecast"]), *((name, "4000") for name in stages)]
+    first = [*stages, "neuralforecast", "gluonts"]
+    assert asked == [*((name, "2000") for name in first), *((name, "4000") for name in [*stages, "gluonts"])]
     result = json.loads((tmp_path / "sc.json").read_text())
     assert result["rows"] == [2000, 4000] and result["series"] == [10, 10]
     assert result["exponent_ingest"] == pytest.approx(1.0) and result["ratio_pytorch_forecasting"]["4000"] == pytest.approx(0.5)
