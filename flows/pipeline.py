@@ -36,19 +36,19 @@ def run_pipeline(root: Path, targets: Sequence[str] = (), force: bool = False) -
     if not (root / "dvc.yaml").exists() or not (root / ".dvc").is_dir():
         raise UserError(f"{root} holds no dvc.yaml and .dvc folder; run weatherglass in the project's folder.")
     print(preset_line(params), flush=True)
-    with held(root / RUN_LOCK, waiting("running this project")), warm_process(root), prefect_server(root) as api_url:
+    with held(root / RUN_LOCK, waiting("running this project")) as lock, warm_process(root), prefect_server(root) as api_url:
         (root / USER_ERROR).unlink(missing_ok=True)
         mend_dvc(root)
         code = 0
         if source_changed(root, params):
-            code = reproduce(root, ["--single-item", "ingest"], force=True)
+            code = reproduce(root, lock, ["--single-item", "ingest"], force=True)
         if params.runner != "local" and not targets and not code:
             from flows.ahead import train_ahead
 
-            code = reproduce(root, ["prepare"], force) or train_ahead(root, params, force)
-        code = code or reproduce(root, targets, force)
+            code = reproduce(root, lock, ["prepare"], force) or train_ahead(root, params, force)
+        code = code or reproduce(root, lock, targets, force)
         if code == 0 and (not targets or "register" in targets) and not is_registered(root):
-            code = reproduce(root, ["--single-item", "register"], force=True)
+            code = reproduce(root, lock, ["--single-item", "register"], force=True)
     if code == 0 and not targets:
         print(where_to_look(root, api_url))
     return code
@@ -86,11 +86,11 @@ def source_changed(root: Path, params: Params) -> bool:
     return bool(read_json(meta).get("source_md5") != file_md5(root / params.data.path))
 
 
-def reproduce(root: Path, targets: Sequence[str], force: bool) -> int:
-    """Run ``dvc repro`` and turn its exit code into ours."""
+def reproduce(root: Path, lock: int, targets: Sequence[str], force: bool) -> int:
+    """Run ``dvc repro``, which holds the run's ``lock`` too, and turn its exit code into ours."""
     command = [sys.executable, "-m", "dvc", "repro", *(["--force"] if force else []), *targets]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-    done = subprocess.run(command, cwd=root, env=environment, check=False)
+    done = subprocess.run(command, cwd=root, env=environment, pass_fds=[lock], check=False)
     if done.returncode == 0:
         return 0
     return 2 if (root / USER_ERROR).exists() else 1

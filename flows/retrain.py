@@ -31,7 +31,7 @@ def run_retrain(root: Path, force: bool = False) -> int:
         return code or decide(root, params, before)
 
 
-def alone(root: Path) -> AbstractContextManager[None]:
+def alone(root: Path) -> AbstractContextManager[int]:
     """Hold the project's retraining lock; a second run refuses and names the process that holds it."""
     return held(root / ".weatherglass/retrain.lock", refusing("retraining this project"))
 

@@ -111,10 +111,11 @@ def locked(path: Path | str, shared: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def held(path: Path | str, busy: Callable[[str], None]) -> Iterator[None]:
+def held(path: Path | str, busy: Callable[[str], None]) -> Iterator[int]:
     """Hold an flock on ``path``, which tells this process's id; where another holds it, ``busy`` is given its id first.
 
-    ``busy`` may raise; where it returns, this process waits its turn.
+    ``busy`` may raise; where it returns, this process waits its turn. Yields the lock's file descriptor: a child that it is
+    passed to holds the lock too, and on where this process is killed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,12 +129,18 @@ def held(path: Path | str, busy: Callable[[str], None]) -> Iterator[None]:
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
-        yield
+        yield handle.fileno()
 
 
 def waiting(doing: str) -> Callable[[str], None]:
     """For `held`: say on stderr that this process waits for another, which is ``doing`` something."""
-    return lambda pid: print(f"waiting for process {pid}, which is {doing}", file=sys.stderr, flush=True)
+
+    def tell(pid: str) -> None:
+        gone = Path("/proc").is_dir() and not Path("/proc", pid).exists()
+        who = f"what the killed process {pid} left" if gone else f"process {pid}"
+        print(f"waiting for {who}, which is {doing}", file=sys.stderr, flush=True)
+
+    return tell
 
 
 def refusing(doing: str) -> Callable[[str], None]:

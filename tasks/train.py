@@ -64,7 +64,7 @@ def _code() -> list[str]:
     return [file_md5(path) for path in paths]
 
 
-def sole_run(path: Path) -> AbstractContextManager[None]:
+def sole_run(path: Path) -> AbstractContextManager[int]:
     """Hold an OS lock; a second run waits for the first and says so."""
     return held(path, waiting("training the same family"))
 

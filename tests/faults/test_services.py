@@ -184,6 +184,32 @@ def test_two_runs_at_once(disturbed: Any, fault: Call) -> None:
         assert "Data and pipelines are up to date" in out
 
 
+def test_a_run_after_a_killed_one_waits_for_what_it_left(stale: Any, fault: Call, tmp_path: Path) -> None:
+    """DVC goes on when the run that started it is killed; it holds the lock of the run, so the next one waits."""
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    os.mkfifo(begun)
+    os.mkfifo(go)
+    wait = ["sh", "-c", f"echo > {begun}; cat {go}; echo gone"]
+    with fault("weatherglass run after SIGKILL of one whose dvc goes on", "waits for it and ends well"):
+        first = stale.start(
+            "flows", "run", "train@tcn", fault={"on": "start", "path": r"flows\.train --family tcn$", "act": wait}
+        )
+        begun.read_text()
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+        second = stale.start("flows", "run", "train@tcn")
+        assert second.stderr is not None
+        told = second.stderr.readline()
+        assert told == f"waiting for what the killed process {first.pid} left, which is running this project\n"
+        with (
+            suppress(OSError),
+            os.fdopen(os.open(go, os.O_WRONLY | os.O_NONBLOCK), "w") as stream,
+        ):  # nobody reads: it has ended
+            stream.write("on\n")
+        err = second.communicate(timeout=300)[1]
+        assert second.returncode == 0, err[-3000:]
+
+
 def test_a_run_beside_a_plain_dvc_repro_is_refused_by_its_pid(stale: Any, fault: Call, tmp_path: Path) -> None:
     begun, go = tmp_path / "begun", tmp_path / "go"
     os.mkfifo(begun)
