@@ -104,7 +104,8 @@ def read_matrix(path: Path, least: int = LEAST) -> np.ndarray:
     if len(bad):
         row, column = bad[0]
         word = "NaN" if np.isnan(values[row, column]) else "infinite"
-        raise UserError(f"row {row}, column {column} of {path} is {word}, as are {len(bad) - 1} more; all must be finite.")
+        more = f", as are {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise UserError(f"row {row}, column {column} of {path} is {word}{more}; all must be finite.")
     return values
 
 

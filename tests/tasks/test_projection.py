@@ -176,7 +176,7 @@ def test_a_matrix_of_ones_own_is_drawn_from_the_command_line(weatherglass: Calla
         (
             np.r_[np.ones((11, 3)), [[1, np.nan, 2]]],
             None,
-            "row 11, column 1 of X.npy is NaN, as are 0 more; all must be finite.",
+            "row 11, column 1 of X.npy is NaN; all must be finite.",
         ),
         (np.ones((1, 3)), None, "X.npy has 1 row; a map takes 10 to 100,000."),
         (np.ones((20, 3)), None, "all 3 columns of the embeddings are constant; a map needs rows that differ."),
