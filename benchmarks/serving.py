@@ -1,9 +1,9 @@
 """The forecast service beside `mlflow models serve` with the same bundle and a NeuralForecast model behind FastAPI.
 
 ``python -m benchmarks.serving --json sv.json`` needs a project with a champion (``--root``, after `make run`), which it only
-reads, and the peers' environment (`make peers`). Every service is a process of its own with one compute thread; they take
-turns. At the end ``--load`` seconds of mixed load, with bad requests, two switches of the champion and a stop, in which every
-answer is compared with the right one.
+reads, and the peers' environment (`make peers`). Every service is a process of its own with one compute thread, ours with a
+worker for each core besides, at most two; they take turns. At the end ``--load`` seconds of mixed load, with bad requests, two
+switches of the champion and a stop, in which every answer is compared with the right one.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ NOTES = (
     "A series' history is the shortest that the champion reads whole (context and longest lag), with its covariates and the "
     "known future of the horizon. Series are windows of the panel under new names, so all are new to every model.",
     "weatherglass_ids asks for the same number of series of the panel by name, at most all there are; it enters no ratio.",
+    "weatherglass: `weatherglass serve` with its default of workers, one for each core, at most two, a thread each.",
     "mlflow: `mlflow models serve --env-manager local --workers 1`, the same bundle registered by the same code, asked with "
     "Parquet, which it reads faster than JSON (CSV it refuses for a table with dates); its threads read several at once.",
     "neuralforecast: NHITS trained for a few steps on the same panel with the same covariates, saved and loaded, behind a "
