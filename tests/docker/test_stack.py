@@ -184,7 +184,8 @@ def test_a_worker_killed_in_training_goes_on_from_its_checkpoint(stack: Stack) -
         epochs.extend(epoch for epoch in [_epoch(stack)] if epoch is not None)
         return stack.ended(again["id"])
 
-    assert stack.eventually(ended, 300, "the second try has ended") in ("Promoted", "Kept")
+    how = stack.eventually(ended, 300, "the second try has ended")
+    assert how in ("Promoted", "Kept"), stack.engine.logs("worker")[-6000:]
     assert min(epochs) >= FEW_EPOCHS
 
 

@@ -22,7 +22,7 @@ def test_what_dvc_brought_is_registered(
     """Of an experiment, or from DVC's cache of runs: the receipt is not that of the last registration."""
     root, ran = new_project(tmp_path / "project"), list[Any]()
     monkeypatch.setattr(server, "prefect_server", lambda root: nullcontext("http://127.0.0.1/api"))
-    monkeypatch.setattr(pipeline, "reproduce", lambda root, targets, force: ran.append((list(targets), force)) or 0)
+    monkeypatch.setattr(pipeline, "reproduce", lambda root, lock, targets, force: ran.append((list(targets), force)) or 0)
 
     def run(*targets: str) -> list[Any]:
         ran.clear()
