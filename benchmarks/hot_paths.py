@@ -174,11 +174,10 @@ def gain(name: str, rounds: int) -> float:
     """The slow side's time over the fast one's, medians of ``rounds`` in turn; each side repeated to about 20 ms."""
     with torch.set_grad_enabled(PATHS[name] not in WITHOUT_GRADIENTS):
         sides = PATHS[name]()
-        taken = {}
+        repeats: dict[str, int] = {}
         for side, work in sides._asdict().items():
             work()
-            taken[side] = max(1, round(0.02 / max(seconds_of(work), 1e-5)))
-        repeats = dict(taken)
+            repeats[side] = max(1, round(0.02 / max(seconds_of(work), 1e-5)))
 
         def each(side: str) -> float:
             work = getattr(sides, side)

@@ -167,6 +167,15 @@ def test_a_locked_database_is_waited_for(disturbed: Any, edit_params: Call, faul
         assert "Traceback" not in done.stderr
 
 
+def gate(folder: Path) -> tuple[Path, Path, dict[str, Any]]:
+    """Pipes and a fault: training TCN opens the first as it starts, and goes on when the second is written to."""
+    begun, go = folder / "begun", folder / "go"
+    os.mkfifo(begun)
+    os.mkfifo(go)
+    act = ["sh", "-c", f"echo > {begun}; cat {go}; echo gone"]
+    return begun, go, {"on": "start", "path": r"flows\.train --family tcn$", "act": act}
+
+
 def test_two_runs_at_once(disturbed: Any, fault: Call) -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(disturbed.root / ".weatherglass/run.lock")],
@@ -186,14 +195,9 @@ def test_two_runs_at_once(disturbed: Any, fault: Call) -> None:
 
 def test_a_run_after_a_killed_one_waits_for_what_it_left(stale: Any, fault: Call, tmp_path: Path) -> None:
     """DVC goes on when the run that started it is killed; it holds the lock of the run, so the next one waits."""
-    begun, go = tmp_path / "begun", tmp_path / "go"
-    os.mkfifo(begun)
-    os.mkfifo(go)
-    wait = ["sh", "-c", f"echo > {begun}; cat {go}; echo gone"]
+    begun, go, wait = gate(tmp_path)
     with fault("weatherglass run after SIGKILL of one whose dvc goes on", "waits for it and ends well"):
-        first = stale.start(
-            "flows", "run", "train@tcn", fault={"on": "start", "path": r"flows\.train --family tcn$", "act": wait}
-        )
+        first = stale.start("flows", "run", "train@tcn", fault=wait)
         begun.read_text()
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
@@ -201,24 +205,18 @@ def test_a_run_after_a_killed_one_waits_for_what_it_left(stale: Any, fault: Call
         assert second.stderr is not None
         told = second.stderr.readline()
         assert told == f"waiting for what the killed process {first.pid} left, which is running this project\n"
-        with (
-            suppress(OSError),
-            os.fdopen(os.open(go, os.O_WRONLY | os.O_NONBLOCK), "w") as stream,
-        ):  # nobody reads: it has ended
-            stream.write("on\n")
+        with suppress(OSError):  # nobody reads: the stage has ended with the run
+            descriptor = os.open(go, os.O_WRONLY | os.O_NONBLOCK)
+            os.write(descriptor, b"on\n")
+            os.close(descriptor)
         err = second.communicate(timeout=300)[1]
         assert second.returncode == 0, err[-3000:]
 
 
 def test_a_run_beside_a_plain_dvc_repro_is_refused_by_its_pid(stale: Any, fault: Call, tmp_path: Path) -> None:
-    begun, go = tmp_path / "begun", tmp_path / "go"
-    os.mkfifo(begun)
-    os.mkfifo(go)
-    wait = ["sh", "-c", f"echo > {begun}; cat {go}; echo gone"]
+    begun, go, wait = gate(tmp_path)
     with fault("weatherglass run while dvc repro runs", "is refused with the holder's pid, the first one ends well"):
-        first = stale.start(
-            "dvc", "repro", "train@tcn", fault={"on": "start", "path": r"flows\.train --family tcn$", "act": wait}
-        )
+        first = stale.start("dvc", "repro", "train@tcn", fault=wait)
         begun.read_text()
         second = stale.run("flows", "run", "train@tcn")
         go.write_text("on\n")
