@@ -16,6 +16,10 @@ import torch
 
 from tasks.files import write_json
 
+HOME = Path(__file__).resolve().parent.parent
+RESULTS = HOME / "benchmarks/results.json"
+"""All that was measured, by name, where the documentation's tables come from."""
+
 
 def parser(description: str) -> argparse.ArgumentParser:
     """Return an argument parser with ``--json FILE``, to which a benchmark adds its own arguments."""

@@ -15,12 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import machine, parser, report, table, versions
+from benchmarks.common import HOME, machine, parser, report, table, versions
 from benchmarks.path import Stopwatch
 from tasks.errors import UserError
 from tasks.files import read_json, write_json
 
-HOME = Path(__file__).resolve().parent.parent
 HOUSES = ("flows", "tasks", "models", "benchmarks")
 GOALS = {"overhead_share": 0.10, "overhead_seconds": 40.0, "no_op_seconds": 10.0}
 BARE = "import sys; from benchmarks.overhead import bare; bare(sys.argv[1])"

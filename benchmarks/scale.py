@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 
 from benchmarks import scale_data
-from benchmarks.common import at_least, machine, parser, report, table, versions
+from benchmarks.common import HOME, at_least, machine, parser, report, table, versions
 from benchmarks.peer_scale import FINISHED, PEERS
 from benchmarks.scale_stages import STAGES, Spec
 from models.forecasters.factory import FAMILIES
@@ -36,7 +36,6 @@ Figures = dict[str, Any]
 Limits = tuple[float, float]
 """Seconds and gigabytes at which a stage or peer gives up."""
 
-HOME = Path(__file__).resolve().parent.parent
 PROGRAM = Path(__file__).with_name("peer_scale.py").resolve()
 HORIZON, CONTEXT, BATCH_SIZE = 14, 56, 128
 STRAIGHT_FROM = 100_000

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import yaml
 
+from benchmarks.common import HOME
 from flows.environment import opened
 from tasks.bundle import Bundle, bundle_digest
 from tasks.errors import UserError
@@ -29,7 +30,6 @@ from tasks.params_file import read_yaml
 from tasks.registry import log_and_register, stored_bundle, version_behind
 from tasks.tracking_store import SQLITE, current_client, initialise, retry
 
-HOME = Path(__file__).resolve().parent.parent
 PARAMS_FILE = "params.yaml"
 START_SECONDS, STOP_SECONDS = 240.0, 45.0
 

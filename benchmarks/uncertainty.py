@@ -172,7 +172,7 @@ def run_set(name: str, data: Path, families: list[str], members: int) -> tuple[d
 
 def main(arguments: list[str] | None = None) -> None:
     options = parser(__doc__ or "")
-    options.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with the published files")
+    options.add_argument("--data", type=Path, default=Path("data/published"), help="folder with the published files")
     options.add_argument("--datasets", nargs="+", choices=SETS, default=list(SETS))
     options.add_argument("--families", nargs="+", default=list(FAMILIES))
     options.add_argument("--members", type=at_least(1), default=2, help="networks a family")

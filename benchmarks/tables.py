@@ -1,23 +1,24 @@
-"""Write the README's table of measured figures from docs/measured/*.json.
+"""The tables of README.md and docs/, written from benchmarks/results.json.
 
-    python tools/measured.py [--run ROOT]    # --run copies metrics/test.json of a finished run first
+    python -m benchmarks.tables            # after python -m benchmarks.all
 
-chicago.json comes from `make run`, loader.json from `python -m benchmarks.loader --json docs/measured/loader.json`, and
-accuracy_<dataset>.json from `python -m benchmarks.accuracy`, and uncertainty.json, overhead.json, serving.json, scale.json,
-many.json and projection.json from the benchmarks of these names.
+Between ``<!-- measured: NAME ... -->`` and ``<!-- end of measured -->`` stands what was measured of each result named.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import shutil
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-HOME = Path(__file__).resolve().parent.parent
-MEASURED = HOME / "docs" / "measured"
-START, END = "<!-- measured: written by tools/measured.py -->", "<!-- end of measured -->"
+from benchmarks.common import HOME, RESULTS
+from benchmarks.scale_stages import STAGES
+from tasks.files import read_json
+
+Result = dict[str, Any]
+PAGES = ("README.md", "docs/scale.md")
+BLOCK = re.compile(r"(<!-- measured: ([\w ]+) -->\n).*?(\n<!-- end of measured -->)", re.DOTALL)
 COLUMNS = ("wql", "wape", "mase", "coverage_90", "joint_coverage_90", "width_90")
 PUBLIC = {
     "m4_hourly": "M4 hourly (414 series, the 48 hours after each)",
@@ -25,7 +26,8 @@ PUBLIC = {
 }
 
 
-def leaderboard(metrics: dict[str, float]) -> list[str]:
+def leaderboard(metrics: Result) -> list[str]:
+    """Models by WQL, lowest first, from keys ``<model>/<metric>``."""
     metrics = {key: value for key, value in metrics.items() if "/" in key}
     models = sorted({key.split("/")[0] for key in metrics}, key=lambda model: metrics[f"{model}/wql"])
     lines = ["| model | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
@@ -35,49 +37,39 @@ def leaderboard(metrics: dict[str, float]) -> list[str]:
     return lines
 
 
-def table() -> str:
-    metrics = json.loads((MEASURED / "chicago.json").read_text(encoding="utf-8"))
-    loader = json.loads((MEASURED / "loader.json").read_text(encoding="utf-8"))
-    lines = [
+def chicago(metrics: Result) -> list[str]:
+    """Scores of the default run, and how its alarm did."""
+    return [
         "Default data, test = the last 364 days, a cutoff every 14 days, horizon 14, 20 series (`make run`):",
         "",
         *leaderboard(metrics),
         "",
         f"The gate flags {100 * metrics['ensemble/ood_false_alarm_rate']:.1f} % of clean test windows at a nominal 5 %; its "
         f"AUROC, averaged over kinds of perturbed windows it was not tuned on, is {metrics['ensemble/ood_auroc']:.2f}.",
-        "",
-        f"Loader against pytorch-forecasting's on {loader['rows']:,} rows (`python -m benchmarks.loader`): "
-        f"{loader['windows_per_s_ratio']:.0f} times the windows a second, built {loader['build_ratio']:.0f} times as fast "
-        f"({loader['build_ratio_with_check']:.1f} times with our validation of the data counted in).",
     ]
-    for name, told in PUBLIC.items():
-        path = MEASURED / f"accuracy_{name}.json"
-        if not path.exists():
-            continue
-        result = json.loads(path.read_text(encoding="utf-8"))
-        minutes = result["seconds"]["ours"] / 60
-        lines += [
-            "",
-            f"{told}; two networks of each family, {minutes:.0f} minutes for all of ours and at most as long for each peer "
-            f"(`python -m benchmarks.accuracy --dataset {name}`):",
-            "",
-            *leaderboard(result),
-        ]
-    if (MEASURED / "uncertainty.json").exists():
-        lines += ["", *intervals(json.loads((MEASURED / "uncertainty.json").read_text(encoding="utf-8")))]
-    for name, told_by in (
-        ("overhead", overhead),
-        ("serving", serving),
-        ("projection", projection),
-        ("scale", scale),
-        ("many", many),
-    ):
-        if (MEASURED / f"{name}.json").exists():
-            lines += ["", *told_by(json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8")))]
-    return "\n".join(lines)
 
 
-def overhead(result: dict[str, Any]) -> list[str]:
+def loader(result: Result) -> list[str]:
+    """The loader beside pytorch-forecasting's."""
+    return [
+        f"Loader against pytorch-forecasting's on {result['rows']:,} rows (`python -m benchmarks.loader`): "
+        f"{result['windows_per_s_ratio']:.0f} times the windows a second, built {result['build_ratio']:.0f} times as fast "
+        f"({result['build_ratio_with_check']:.1f} times with our validation of the data counted in)."
+    ]
+
+
+def accuracy(result: Result) -> list[str]:
+    """Scores of our forecasters and the peers on a public set."""
+    name, minutes = result["dataset"], result["seconds"]["ours"] / 60
+    return [
+        f"{PUBLIC[name]}; two networks of each family, {minutes:.0f} minutes for all of ours and at most as long for each peer "
+        f"(`python -m benchmarks.accuracy --dataset {name}`):",
+        "",
+        *leaderboard(result),
+    ]
+
+
+def overhead(result: Result) -> list[str]:
     """What Prefect, MLflow and DVC cost."""
     return [
         f"Prefect, MLflow and DVC add {result['overhead_seconds']:.0f} s ({100 * result['overhead_share']:.1f} %) to the "
@@ -86,7 +78,7 @@ def overhead(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def serving(result: dict[str, Any]) -> list[str]:
+def serving(result: Result) -> list[str]:
     """Requests a second and latencies of the service and its peers."""
     lines = [
         f"The service beside `mlflow models serve` with the same bundle ({result['members']} networks) and one NeuralForecast "
@@ -105,7 +97,7 @@ def serving(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def projection(result: dict[str, Any]) -> list[str]:
+def projection(result: Result) -> list[str]:
     """Seconds and trustworthiness of maps, ours and the peers'."""
     lines = [
         f"Maps of {result['rows']:,} rows of {result['columns']} columns; trustworthiness and neighbours kept at "
@@ -120,28 +112,63 @@ def projection(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def scale(result: dict[str, Any]) -> list[str]:
-    """Seconds and peak memory of each stage and peer by size, and where one gave up."""
+def scale(result: Result) -> list[str]:
+    """Seconds and peak memory of each stage and peer by size, where one gave up, exponents, and the ratios."""
     sizes = [str(rows) for rows in result["rows"]]
     lines = [
         f"The path as a panel grows, one thread, one {result['family']} network; a stage or peer gives up at "
         f"{result['limit_seconds']:.0f} s or {result['limit_gb']:.0f} GB (`python -m benchmarks.scale`):",
         "",
-        "| stage | " + " | ".join(f"{int(rows):,} rows" for rows in sizes) + " | exponent |",
-        "|---|" + "---|" * (len(sizes) + 1),
+        "| stage | " + " | ".join(f"{int(rows):,} rows" for rows in sizes) + " | exponent | of memory |",
+        "|---|" + "---|" * (len(sizes) + 2),
     ]
     for name in result["names"]:
         by_rows, cells = result["figures"][name], []
         for found in (by_rows.get(rows, {}) for rows in sizes):
             measured = f"{found.get('seconds', 0):.2f} s, {found.get('peak_mb', 0):,.0f} MB" if "seconds" in found else "-"
             cells.append(f"gave up: {found['gave_up']}" if "gave_up" in found else measured)
-        exponent = result.get(f"exponent_{name}")
-        shown = "-" if exponent is None else f"{exponent:.2f}"
-        lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + f" | {shown} |")
+        for fitted in (result.get(f"{kind}_{name}") for kind in ("exponent", "memory_exponent")):
+            cells.append("-" if fitted is None else f"{fitted:.2f}")
+        lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
+    return [*lines, "", *(f"- {told}" for told in ratios(result))]
+
+
+def ratios(result: Result) -> list[str]:
+    """A peer's dataset and batches over our prepare and batches, a sentence a peer, and with our ingest counted in."""
+    lines = []
+    for key in (key for key in result if key.startswith("ratio_") and not key.startswith("ratio_with")):
+        peer, told = key.removeprefix("ratio_"), []
+        for rows, value in result[key].items():
+            with_ingest = result[f"ratio_with_ingest_{peer}"][rows]
+            guess = ", extrapolated from where it gave up" * (int(rows) in result.get(f"extrapolated_{peer}", []))
+            told.append(f"{value:.1f} at {int(rows):,} rows ({with_ingest:.1f} with our ingest{guess})")
+        lines.append(f"{peer.replace('_', '-')}'s seconds to its dataset and batches, over ours: {', '.join(told)}.")
     return lines
 
 
-def many(result: dict[str, Any]) -> list[str]:
+def scale_in_short(result: Result) -> list[str]:
+    """The longest panel that the path was taken through, its steepest stage and what the peers took."""
+    rows = str(max(result["rows"]))
+    stages = {name: by[rows] for name, by in result["figures"].items() if "seconds" in by.get(rows, {}) and name in STAGES}
+    peak = max(stages, key=lambda name: stages[name]["peak_mb"])
+    steep = max(set(STAGES) & {name.removeprefix("exponent_") for name in result}, key=lambda name: result[f"exponent_{name}"])
+    minutes = sum(each["seconds"] for each in stages.values()) / 60
+    told = [
+        f"{int(rows):,} rows go through {len(stages)} stages from ingest to forecast in {minutes:.0f} minutes with one "
+        f"thread and at most {stages[peak]['peak_mb'] / 1024:.1f} GB ({peak}); the steepest stage, {steep}, grows as rows to "
+        f"the power of {result[f'exponent_{steep}']:.2f}."
+    ]
+    at = next((rows for rows in result["rows"] if rows >= 10**7), max(result["rows"]))
+    for key in (key for key in result if key.startswith("ratio_") and not key.startswith("ratio_with")):
+        peer = key.removeprefix("ratio_")
+        guess = " (extrapolated from where it gave up)" * (at in result.get(f"extrapolated_{peer}", []))
+        if str(at) in result[key]:
+            times = f"{result[key][str(at)]:.1f} times as fast as {peer.replace('_', '-')}"
+            told.append(f"Prepare and {result['batches']} batches at {at:,} rows: {times}{guess}.")
+    return [" ".join(told) + " (`python -m benchmarks.scale`, [docs/scale.md](docs/scale.md))"]
+
+
+def many(result: Result) -> list[str]:
     """How long forecasts of very many series take."""
     lines = [
         f"Forecasts of many series with intervals and scores of strange input, by one {result['family']} network trained on "
@@ -158,7 +185,7 @@ def many(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def intervals(result: dict[str, Any]) -> list[str]:
+def uncertainty(result: Result) -> list[str]:
     """Ours and the peers' 90 % intervals on each set, then alarms and doubt, from `benchmarks.uncertainty`."""
     lines = [
         "90 % intervals beside the peers' conformal methods around the same forecasts (`python -m benchmarks.uncertainty`); "
@@ -189,17 +216,41 @@ def intervals(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+WRITERS: dict[str, Callable[[Result], list[str]]] = {
+    "chicago": chicago,
+    "loader": loader,
+    "accuracy_m4_hourly": accuracy,
+    "accuracy_etth1": accuracy,
+    "uncertainty": uncertainty,
+    "overhead": overhead,
+    "serving": serving,
+    "projection": projection,
+    "scale": scale,
+    "scale_in_short": scale_in_short,
+    "many": many,
+}
+"""What a block may name; ``scale_in_short`` is of the result ``scale``."""
+
+
+def filled(text: str, results: Mapping[str, Result]) -> str:
+    """``text`` with every block written anew; names without a result are left out. Raises KeyError for unknown names."""
+
+    def block(found: re.Match[str]) -> str:
+        parts = []
+        for name in found[2].split():
+            write, result = WRITERS[name], results.get(name.removesuffix("_in_short"))
+            if result is not None:
+                parts.append("\n".join(write(result)))
+        return found[1] + ("\n" + "\n\n".join(parts) + "\n" if parts else "") + found[3]
+
+    return BLOCK.sub(block, text)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, help="a project folder with a finished run on the default data")
-    run = parser.parse_args().run
-    MEASURED.mkdir(parents=True, exist_ok=True)
-    if run is not None:
-        shutil.copyfile(run / "metrics/test.json", MEASURED / "chicago.json")
-    readme = HOME / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    head, rest = text.split(START)
-    readme.write_text(f"{head}{START}\n\n{table()}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    results = read_json(RESULTS)
+    for name in PAGES:
+        page: Path = HOME / name
+        page.write_text(filled(page.read_text(encoding="utf-8"), results), encoding="utf-8")
 
 
 if __name__ == "__main__":
