@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks.common import alternating, at_least, machine, one_thread, parser, report, table
 from benchmarks.peer_training import forward_backward, scan_arguments, seconds_of
+from models.calendar import Calendar
 from models.decoding.streaming import extend, trail, trail_reference
 from models.forecasters import config as configs
 from models.forecasters.factory import build_backbone
@@ -53,10 +54,10 @@ def gather() -> Sides:
     """A batch of windows gathered at once, and window by window."""
     series, length, context, horizon = 20, 1000, 56, 14
     schema = PanelSchema(("a", "b"), ("c",), (("id", series + 1),), (), (14, 28), context, horizon, 7)
-    rows = series * length
+    offsets = torch.arange(0, series * length + 1, length)
     panel = Panel(
-        schema, _normal(rows, 4), torch.zeros((rows, 0), dtype=torch.int64), torch.arange(series)[:, None] + 1,
-        torch.arange(0, rows + 1, length), torch.full((series,), length),
+        schema, _normal(series * length, 4), Calendar.none(offsets), torch.arange(series)[:, None] + 1, offsets,
+        torch.full((series,), length),
     )  # fmt: skip
     generator = torch.Generator().manual_seed(1)
     windows = Windows(

@@ -38,6 +38,8 @@ Limits = tuple[float, float]
 
 PROGRAM = Path(__file__).with_name("peer_scale.py").resolve()
 HORIZON, CONTEXT, BATCH_SIZE = 14, 56, 128
+IN_WORKERS = ("load", "train", "predict")
+"""Stages that the pipeline does in the processes of members, which keep the memory they have had from the system."""
 STRAIGHT_FROM = 100_000
 """Rows from which exponents are fitted: below, what a stage costs at any size outweighs what it costs a row."""
 GOALS = {
@@ -50,10 +52,13 @@ NOTES = (
     f"Panel: daily demand with a week, a year, trend, 2 known covariates, 1 past-only, 1 static, three series in ten "
     f"intermittent (benchmarks/scale_data.py); {scale_data.STEPS} steps a series up to {scale_data.MOST_SERIES:,} series.",
     f"Horizon {HORIZON}, context {CONTEXT}, batches of {BATCH_SIZE}; one network of one family, no baselines.",
+    "load, train, predict and the peers keep freed memory for the next batch, as the processes of members do; the others give "
+    "it back, as the stages do.",
     "Each stage in a process of its own, one thread; seconds of the clock, without start and imports. peak_mb is the most that "
     "the process held, imports (start_mb) and pages of mapped files counted.",
     "load and train do a fixed number of batches, so they should not grow; train ends with the look at the early-stopping fold "
-    "that ends an epoch, which does. predict forecasts all windows of the five folds after training; bundle writes what is "
+    "that ends an epoch. predict forecasts the windows of the five folds after training, of each at most as many as "
+    "folds.most_windows says (100,000), drawn at random; bundle writes what is "
     "registered; forecast answers for every series, a horizon before its end, into a Parquet file.",
     "exponent is the slope of log seconds over log rows by least squares, from 10^5 rows where there are two such sizes; "
     "memory_exponent that of peak_mb less start_mb.",
@@ -67,11 +72,11 @@ NOTES = (
 )
 
 
-def run(command: Sequence[str], folder: Path, seconds: float, gigabytes: float) -> Figures:
+def run(command: Sequence[str], folder: Path, limits: Limits, settings: Mapping[str, str]) -> Figures:
     """Figures that a process prints last, or where it gave up: ``time``, ``memory``, or ``failure`` with its last words."""
-    log, started, most = folder / "log.txt", time.monotonic(), 0
+    log, started, most, (seconds, gigabytes) = folder / "log.txt", time.monotonic(), 0, limits
     variables = {name: value for name, value in os.environ.items() if not name.startswith("WEATHERGLASS_")}
-    variables |= {**KEEP_MEMORY, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    variables |= {**settings, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with log.open("w+", encoding="utf-8", errors="replace") as stream:
         process = subprocess.Popen(command, cwd=HOME, env=variables, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
         watched, gave_up = psutil.Process(process.pid), ""
@@ -113,11 +118,13 @@ def measure_size(spec: Spec, peers: Mapping[str, Sequence[str]], stages: Sequenc
     write_json(root / "spec.json", spec)
     here = [sys.executable, "-W", "ignore", "-m", "benchmarks.scale_stages"]
     for name in stages:
-        found[name] = told(name, run([*here, name, str(root / "spec.json")], root, *limits))
+        found[name] = told(
+            name, run([*here, name, str(root / "spec.json")], root, limits, KEEP_MEMORY if name in IN_WORKERS else {})
+        )
         if "gave_up" in found[name]:
             break
     for name, command in peers.items():
-        found[name] = told(name, run([*command, str(root / "spec.json")], root, *limits))
+        found[name] = told(name, run([*command, str(root / "spec.json")], root, limits, KEEP_MEMORY))
     return found
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import alternating, at_least, machine, one_thread, parser, report, table, versions
+from models.calendar import Calendar
 from models.decoding.speculative import ancestral_paths
 from models.decoding.streams import Streams
 from models.forecasters import config as configs
@@ -54,8 +55,8 @@ def build_panel(seed: int = 1) -> Panel:
     target = np.concatenate(rows).astype(np.float32)[:, None]
     lengths = torch.full((SERIES,), LENGTH)
     offsets = torch.arange(SERIES + 1) * len(step)
-    codes = torch.zeros(len(target), 0, dtype=torch.int64)
-    return Panel(schema, torch.from_numpy(target), codes, torch.arange(1, SERIES + 1)[:, None], offsets, lengths)
+    calendar = Calendar.none(offsets)
+    return Panel(schema, torch.from_numpy(target), calendar, torch.arange(1, SERIES + 1)[:, None], offsets, lengths)
 
 
 def target_config(family: str, width: int, layers: int) -> Any:

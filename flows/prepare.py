@@ -12,7 +12,8 @@ def prepare_flow(stage: Stage) -> None:
     folder = stage.do(prepare, stage.params, stage.root)
     meta = read_json(folder / "meta.json")
     stage.run.log(params={"settings": meta["settings"], "windows": meta["windows"]}, artifacts=[folder / "meta.json"])
-    print("windows by fold: " + ", ".join(f"{name} {count}" for name, count in meta["windows"].items()))
+    of = {name: f" (drawn from {count:,}, see folds.most_windows)" for name, count in meta["drawn_from"].items()}
+    print("windows by fold: " + ", ".join(f"{name} {count:,}{of.get(name, '')}" for name, count in meta["windows"].items()))
 
 
 if __name__ == "__main__":

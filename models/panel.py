@@ -1,7 +1,8 @@
 """The panel as contiguous arrays, and windows gathered from it in one vectorised step.
 
 Series lie end to end in one float32 matrix, so memory is the data's own size and series of unequal length cost no
-padding. A window is a (series, cutoff) pair; it is gathered for a whole batch at once and never stored.
+padding; what a time alone tells is kept once for all series (`models.calendar`). A window is a (series, cutoff) pair; it
+is gathered for a whole batch at once and never stored.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+
+from models.calendar import Calendar
 
 Batch = dict[str, Tensor]
 
@@ -103,8 +106,9 @@ class Panel:
 
     Attributes
     ----------
-    rows : float32 ``(n_rows, 1 + n_known + n_past)``; column 0 is the target in its own units, NaN in future rows
-    codes : int64 ``(n_rows, n_categories)`` known-future categories
+    rows : float32 ``(n_rows, 1 + n_own + n_past)``; column 0 is the target in its own units, NaN in future rows; then the
+        known-future covariates that are a series' own, the first ``n_own`` of ``schema.known``, then the past-only ones
+    calendar : known-future covariates and categories that depend on time alone
     static : int64 ``(n_series, n_static)``
     offsets : int64 ``(n_series + 1,)``; rows of series i are ``offsets[i]:offsets[i + 1]``
     observed : int64 ``(n_series,)``; rows of a series before its future rows
@@ -112,7 +116,7 @@ class Panel:
 
     schema: PanelSchema
     rows: Tensor
-    codes: Tensor
+    calendar: Calendar
     static: Tensor
     offsets: Tensor
     observed: Tensor = field(repr=False)
@@ -177,19 +181,23 @@ class Panel:
         offset = self.offsets[windows.series][:, None]
         index = (step + offset).flatten()
         shape = (len(windows), context + horizon)
-        cont = self.rows.index_select(0, index).view(*shape, -1)
-        codes = self.codes.index_select(0, index).view(*shape, -1)
+        time = (step + self.calendar.first[windows.series][:, None]).flatten()
+        rows = self.rows.index_select(0, index).view(*shape, -1)
+        codes = self.calendar.codes.index_select(0, time).view(*shape, -1)
         static = self.static[windows.series][:, None].expand(-1, shape[1], -1)
         cat = torch.cat([static, codes], dim=-1)
 
-        target = cont[..., 0]
-        raw = target.clone()
+        raw = rows[..., 0].clone()
         loc, scale = self._location_scale(raw[:, :context], lengths, full)
+        parts = [rows]
+        if self.calendar.reals.shape[1]:
+            own = rows.shape[-1] - len(schema.past)
+            parts = [rows[..., :own], self.calendar.reals.index_select(0, time).view(*shape, -1), rows[..., own:]]
         lagged = self._lagged(step, offset, loc)
         if lagged is not None:
-            lagged.sub_(loc[:, None, None]).div_(scale[:, None, None])
-            cont = torch.cat([cont, lagged], dim=-1)
-            target = cont[..., 0]
+            parts.append(lagged.sub_(loc[:, None, None]).div_(scale[:, None, None]))
+        cont = torch.cat(parts, dim=-1) if len(parts) > 1 else rows
+        target = cont[..., 0]
         target.sub_(loc[:, None]).div_(scale[:, None])
         future = cont[:, context:]
         future[..., 0].nan_to_num_(nan=0.0)
@@ -246,7 +254,7 @@ class Panel:
         """The panel of series ``[first, last)`` alone, in the same memory."""
         begin, end = int(self.offsets[first]), int(self.offsets[last])
         offsets, own = self.offsets[first : last + 1] - begin, slice(first, last)
-        return Panel(self.schema, self.rows[begin:end], self.codes[begin:end], self.static[own], offsets, self.observed[own])
+        return Panel(self.schema, self.rows[begin:end], self.calendar.of(own), self.static[own], offsets, self.observed[own])
 
     def _levels(self, windows: Windows) -> tuple[Tensor, Tensor]:
         """`levels` by running sums over the whole panel."""

@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from models.calendar import Calendar
 from models.panel import Panel, PanelSchema
 from tasks.calendar import calendar_features, step_seconds
 from tasks.params import Params
 from tasks.settings import Settings
+from tasks.time_axis import time_axis
 
 if TYPE_CHECKING:
     from tasks.ingested import IngestedPanel
@@ -75,39 +77,36 @@ class Encoding:
     def panel(self, frame: pd.DataFrame) -> Panel:
         """Encode a validated long table (sorted by ``unique_id``, ``ds``) whose future rows have an empty ``y``."""
         starts = series_starts(frame)
-        offsets = np.append(starts, len(frame)).astype(np.int64)
-        rows, codes = self.values({name: frame[name].to_numpy() for name in self.row_columns})
-        static = self.static_codes(frame.iloc[starts])
+        offsets, first = np.append(starts, len(frame)).astype(np.int64), frame.iloc[starts]
+        times, begin = time_axis(first["ds"], np.diff(offsets), self.frequency)
+        rows = torch.from_numpy(self.values({name: frame[name].to_numpy() for name in self.row_columns}))
         observed = np.add.reduceat(frame["y"].notna().to_numpy().astype(np.int64), starts)
-        return Panel(self.schema, *(torch.from_numpy(array) for array in (rows, codes, static, offsets, observed)))
+        calendar = Calendar(*self.time_features(times), torch.from_numpy(begin))
+        static, ends, known = (torch.from_numpy(each) for each in (self.static_codes(first), offsets, observed))
+        return Panel(self.schema, rows, calendar, static, ends, known)
 
     @property
     def row_columns(self) -> tuple[str, ...]:
         """Columns that `values` reads."""
-        return ("y", "ds", *self.known_future, *self.static_reals, *self.past_only)
+        return ("y", *self.known_future, *self.static_reals, *self.past_only)
 
-    def values(self, columns: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """``Panel.rows`` and ``Panel.codes`` of some rows, of which `row_columns` are given ``(n,)``; each row by itself."""
-        schema, count = self.schema, len(columns["y"])
-        rows = np.empty((count, 1 + len(schema.known) + len(schema.past)), dtype=np.float32)
+    def values(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+        """``Panel.rows`` of some rows, of which `row_columns` are given ``(n,)``; each row by itself."""
+        rows = np.empty((len(columns["y"]), len(self.row_columns)), dtype=np.float32)
         rows[:, 0] = columns["y"]
-        position = 1
-        for name in (*self.known_future, *self.static_reals):
-            rows[:, position] = self._standardised(columns, name)
-            position += 1
-        codes = np.zeros((count, len(schema.categories)), dtype=np.int64)
-        if self.calendar:  # of each time once: a panel repeats few
-            place, times = pd.factorize(columns["ds"])
-            features = calendar_features(pd.DatetimeIndex(times), step_seconds(self.frequency), self.holidays)
-            reals = np.stack(list(features.reals.values()), axis=1)
-            rows[:, position : position + reals.shape[1]] = reals[place]
-            position += reals.shape[1]
-            for index, (values, _) in enumerate(features.categories.values()):
-                codes[:, index] = values[place]
-        for name in self.past_only:
-            rows[:, position] = np.nan_to_num(self._standardised(columns, name))
-            position += 1
-        return rows, codes
+        for position, name in enumerate(self.row_columns[1:], 1):
+            column = self._standardised(columns, name)
+            rows[:, position] = np.nan_to_num(column) if name in self.past_only else column
+        return rows
+
+    def time_features(self, times: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """``Calendar.reals`` and ``Calendar.codes`` of some times ``(n,)``; without columns where there is no calendar."""
+        if not self.calendar:
+            return torch.zeros(len(times), 0), torch.zeros(len(times), 0, dtype=torch.int64)
+        features = calendar_features(pd.DatetimeIndex(times), step_seconds(self.frequency), self.holidays)
+        codes = [values for values, _ in features.categories.values()]
+        reals = np.stack(list(features.reals.values()), axis=1)
+        return torch.from_numpy(reals), torch.from_numpy(np.stack(codes, axis=1))
 
     def static_codes(self, first: pd.DataFrame) -> np.ndarray:
         """``Panel.static`` of the series of which ``first`` has one row each."""

@@ -224,15 +224,14 @@ def _fan(label: str, series: int, score: float, evidence: Evidence, prepared: Pr
     row = int(torch.nonzero(windows.series == series)[-1])
     window = windows[slice(row, row + 1)]
     cutoff = int(window.cutoff[0])
-    start = int(prepared.panel.offsets[series])
-    past = slice(start + max(0, cutoff - HISTORY_SHOWN * prepared.panel.schema.horizon), start + cutoff)
+    past = torch.arange(max(0, cutoff - HISTORY_SHOWN * prepared.panel.schema.horizon), cutoff)
     return Fan(
         label=label,
         unique_id=str(prepared.ids[series]),
         score=score,
         cutoff=str(prepared.cutoff_time(window)[0])[:16].removesuffix("T00:00"),
-        history_ds=prepared.ds[past],
-        history_y=prepared.panel.rows[past, 0].numpy().astype(np.float64),
+        history_ds=prepared.time(torch.tensor(series), past),
+        history_y=prepared.panel.rows[prepared.panel.offsets[series] + past, 0].numpy().astype(np.float64),
         ds=prepared.target_time(window)[0],
         y=evidence.target[row].numpy().astype(np.float64),
         median=evidence.after.median[row].numpy(),

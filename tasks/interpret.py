@@ -136,9 +136,9 @@ def find_regimes(params: Params, root: Path, prepared: Prepared) -> list[Regime]
     ]
     names = [name for name, _ in prepared.panel.schema.categories]
     if "holiday" in names:
-        start = prepared.panel.offsets[windows.series] + windows.cutoff
-        steps = start[:, None] + torch.arange(prepared.panel.schema.horizon)
-        ahead = (prepared.panel.codes[:, names.index("holiday")][steps] > 0).any(dim=1)
+        calendar = prepared.panel.calendar
+        steps = (calendar.first[windows.series] + windows.cutoff)[:, None] + torch.arange(prepared.panel.schema.horizon)
+        ahead = (calendar.codes[:, names.index("holiday")][steps] > 0).any(dim=1)
         found += [Regime("holiday", "none ahead", ~ahead), Regime("holiday", "ahead", ahead)]
     return [regime for regime in found if bool(regime.mask.any())]
 

@@ -17,8 +17,9 @@ from tasks.encoding import series_starts
 from tasks.errors import UserError
 from tasks.future import with_future_rows
 from tasks.params import Params
-from tasks.prepare import INGESTED, time_step
+from tasks.prepare import INGESTED
 from tasks.reference import Reference, as_cutoff, observed_rows, row_steps
+from tasks.time_axis import time_step
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ class Features(_Block):
 
 
 class Folds(_Block):
-    """Lengths of the folds after training, in steps; null leaves a length to the data."""
+    """Lengths of the folds after training, in steps; null leaves a length to the data, and all windows to each fold."""
 
     early_stopping: Count | None = None
     temperature: Count | None = None
@@ -154,6 +154,7 @@ class Folds(_Block):
     test: Count | None = None
     cutoff_every: Count | None = None
     gap: Annotated[int, Field(ge=0)] | None = None
+    most_windows: Annotated[int, Field(ge=1000)] | None = 100_000
 
 
 class Forecasters(_Block):

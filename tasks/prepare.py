@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
+from models.calendar import Calendar
 from models.panel import Panel, Windows
 from tasks.arrays import ArrayFile
 from tasks.encoding import Encoding
 from tasks.files import atomic_dir, read_json, write_json
-from tasks.folds import claim, fold_table, fold_windows, lay_folds
+from tasks.folds import claim, drawn, fold_table, fold_windows, lay_folds
 from tasks.ingested import BATCH, IngestedPanel
 from tasks.params import Params
 from tasks.settings import derive_settings
+from tasks.time_axis import time_axis, time_step
 
 INGESTED = Path("data/ingested")
 PREPARED = Path("data/prepared")
-ARRAYS = ("rows", "codes", "static", "offsets", "observed")
+ARRAYS = ("rows", "static", "offsets", "observed")
+CALENDAR = ("reals", "codes", "first")
+TIMES = "times.npy"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A panel with its encoding, the ids and time axis that its indices stand for, and the windows of each fold."""
+    """A panel with its encoding, the ids and time axis that its indices stand for, and the windows of each fold.
+
+    ``times`` ``(n_steps,)`` are those of the calendar's steps.
+    """
 
     panel: Panel
     encoding: Encoding
     ids: np.ndarray
-    ds: np.ndarray
+    times: np.ndarray
     windows: dict[str, Windows]
     meta: dict[str, Any]
 
@@ -40,26 +45,22 @@ class Prepared:
         """Windows of a fold, for a purpose that is the fold's own (see ``tasks.folds.PURPOSES``)."""
         return self.windows[claim(name, purpose)]
 
+    def time(self, series: torch.Tensor, row: torch.Tensor) -> np.ndarray:
+        """Time of row ``row`` of each of ``series``, counted from its first; of the shape that both have together."""
+        return self.times[(self.panel.calendar.first[series] + row).numpy()]
+
     def cutoff_time(self, windows: Windows) -> np.ndarray:
         """Time of the last known step of each window, ``(n,)``."""
-        return self.ds[(self.panel.offsets[windows.series] + windows.cutoff - 1).numpy()]
+        return self.time(windows.series, windows.cutoff - 1)
 
     def target_time(self, windows: Windows) -> np.ndarray:
         """Times of each window's horizon, ``(n, H)``."""
-        start = (self.panel.offsets[windows.series] + windows.cutoff).numpy()
-        return self.ds[start[:, None] + np.arange(self.panel.schema.horizon)]
+        steps = torch.arange(self.panel.schema.horizon)
+        return self.time(windows.series[:, None], windows.cutoff[:, None] + steps)
 
     def cutoff_step(self, windows: Windows) -> torch.Tensor:
         """Cutoffs on the panel's common time axis, int64 ``(n,)``."""
         return torch.tensor(self.meta["first_step"])[windows.series] + windows.cutoff
-
-
-def time_step(ds: pd.Series, frequency: str | int) -> np.ndarray:
-    """Position of each time on the panel's common grid, int64, 0 for the earliest."""
-    if isinstance(frequency, int):
-        return (ds - ds.min()).to_numpy().astype(np.int64)
-    grid = pd.date_range(ds.min(), ds.max(), freq=frequency)
-    return grid.get_indexer(pd.DatetimeIndex(ds)).astype(np.int64)
 
 
 def prepare(params: Params, root: Path) -> Path:
@@ -76,7 +77,9 @@ def prepare(params: Params, root: Path) -> Path:
     encoding = Encoding.fit(table, params, settings, train)
     with atomic_dir(root / PREPARED) as folder:
         panel = write_panel(encoding, table, folder)
-        windows = {fold.name: fold_windows(fold, panel, first_step, settings) for fold in folds}
+        whole = {fold.name: fold_windows(fold, panel, first_step, settings) for fold in folds}
+        most = dict.fromkeys(whole, params.folds.most_windows) | {"train": None}  # which batches are drawn from
+        windows = {name: drawn(found, most[name], seed) for seed, (name, found) in enumerate(whole.items())}
         for name, chosen in windows.items():
             with ArrayFile(folder / f"windows_{name}.npy", 2) as written:
                 for values in (chosen.series, chosen.cutoff):
@@ -88,6 +91,7 @@ def prepare(params: Params, root: Path) -> Path:
                 "settings": settings.__dict__,
                 "folds": fold_table(folds),
                 "windows": {name: len(chosen) for name, chosen in windows.items()},
+                "drawn_from": {name: len(found) for name, found in whole.items() if len(found) > len(windows[name])},
                 "first_step": first_step,
                 "ids": table.first["unique_id"].astype(str).tolist(),
                 "frequency": params.data.frequency,
@@ -106,24 +110,27 @@ def leading_rows(starts: np.ndarray, counts: np.ndarray, rows: int) -> np.ndarra
 
 
 def write_panel(encoding: Encoding, table: IngestedPanel, folder: Path, rows: int = BATCH) -> Panel:
-    """Write what ``encoding.panel`` makes of the whole table, ``ARRAYS`` as ``.npy``, some ``rows`` rows at a time.
+    """Write what ``encoding.panel`` makes of the whole table, a ``.npy`` an array, some ``rows`` rows at a time.
 
-    ``ds.npy`` has the times of all rows. Returns the panel mapped from these files.
+    ``times.npy`` has the times of the calendar's steps. Returns the panel mapped from these files.
     """
-    with ExitStack() as files:
-        names = ("rows", "codes", "ds")
-        written = [files.enter_context(ArrayFile(folder / f"{name}.npy", len(table))) for name in names]
+    with ArrayFile(folder / "rows.npy", len(table)) as written:
         for batch in table.batches(encoding.row_columns, rows):
-            for file, values in zip(written, (*encoding.values(batch), batch["ds"]), strict=True):
-                file.add(values)
-    np.save(folder / "static.npy", encoding.static_codes(table.first))
-    np.save(folder / "offsets.npy", np.append(table.starts, len(table)).astype(np.int64))
-    np.save(folder / "observed.npy", table.observed)
-    return Panel(encoding.schema, *_mapped(folder))
+            written.add(encoding.values(batch))
+    offsets = np.append(table.starts, len(table)).astype(np.int64)
+    times, first = time_axis(table.first["ds"], np.diff(offsets), encoding.frequency)
+    reals, codes = (each.numpy() for each in encoding.time_features(times))
+    arrays = (encoding.static_codes(table.first), offsets, table.observed, reals, codes, first)
+    for name, values in zip((*ARRAYS[1:], *CALENDAR), arrays, strict=True):
+        np.save(folder / f"{name}.npy", values)
+    np.save(folder / TIMES, times)
+    return _mapped(encoding, folder)
 
 
-def _mapped(folder: Path) -> list[torch.Tensor]:
-    return [torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in ARRAYS]
+def _mapped(encoding: Encoding, folder: Path) -> Panel:
+    arrays = {name: torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in (*ARRAYS, *CALENDAR)}
+    calendar = Calendar(*(arrays.pop(name) for name in CALENDAR))
+    return Panel(encoding.schema, calendar=calendar, **arrays)
 
 
 def load_prepared(root: Path) -> Prepared:
@@ -135,5 +142,5 @@ def load_prepared(root: Path) -> Prepared:
     for fold in meta["folds"]:
         pairs = torch.from_numpy(np.load(folder / f"windows_{fold['name']}.npy", mmap_mode="c"))
         windows[fold["name"]] = Windows(pairs[0], pairs[1])
-    ds = np.load(folder / "ds.npy", mmap_mode="r")
-    return Prepared(Panel(encoding.schema, *_mapped(folder)), encoding, np.array(meta["ids"], dtype=object), ds, windows, meta)
+    ids, times = np.array(meta["ids"], dtype=object), np.load(folder / TIMES)
+    return Prepared(_mapped(encoding, folder), encoding, ids, times, windows, meta)

@@ -27,7 +27,7 @@ from tasks.files import atomic_path, read_json, write_json
 from tasks.folds import claim
 from tasks.gate import encoder_family, look
 from tasks.params import Params
-from tasks.prepare import Prepared
+from tasks.prepare import Prepared, leading_rows
 
 LEVEL = 90
 NUMBERS, TENSORS = "reference.json", "reference.safetensors"
@@ -166,17 +166,17 @@ def make_reference(
         time_block(prepared, test),
         gate.is_ood(seen.score),
     )
-    panel, steps = prepared.panel, row_steps(prepared.panel, np.array(prepared.meta["first_step"]))
-    known = observed_rows(panel)
+    panel = prepared.panel
     folds = {fold["name"]: fold for fold in prepared.meta["folds"]}
     claim("train", "fit feature statistics")
-    train = known & (steps < folds["train"]["end"])
+    counts = np.minimum(panel.observed.numpy(), folds["train"]["end"] - np.array(prepared.meta["first_step"])).clip(min=0)
+    train = leading_rows(panel.offsets[:-1].numpy(), counts, len(panel.rows))
     names = [str(name) for name in prepared.ids]
     targets = {name: Population.fit(own) for name, own in zip(names, own_targets(panel, train), strict=True) if len(own)}
     promise = card["levels"][f"step {LEVEL} %"]
     return Reference(
-        trained_until=as_cutoff(prepared.ds[train].max()),
-        until=as_cutoff(prepared.ds[known].max()),
+        trained_until=last_time(prepared, counts),
+        until=last_time(prepared, panel.observed.numpy()),
         stride=int(prepared.meta["settings"]["cutoff_every"]),
         window=int(prepared.meta["settings"]["test"]),
         effective=float(promise["n_effective"]),
@@ -192,9 +192,15 @@ def make_reference(
     )
 
 
+def last_time(prepared: Prepared, counts: np.ndarray) -> Cutoff:
+    """The latest time among the first ``counts`` ``(n_series,)`` rows of each series."""
+    series = torch.from_numpy(np.flatnonzero(counts))
+    return as_cutoff(prepared.time(series, torch.from_numpy(counts)[series] - 1).max())
+
+
 def covariates(encoding: Encoding) -> list[tuple[str, int]]:
     """Names of the covariates that change with time, and their columns in a panel's rows."""
-    past = 1 + len(encoding.schema.known)
+    past = 1 + len(encoding.known_future) + len(encoding.static_reals)
     known = [(name, 1 + index) for index, name in enumerate(encoding.known_future)]
     return known + [(name, past + index) for index, name in enumerate(encoding.past_only)]
 

@@ -10,10 +10,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 BINS = 10
+PART = 2**20
+"""Values that are sorted into bins at a time."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +33,18 @@ class Population:
     @classmethod
     def fit(cls, values: Tensor) -> Population:
         """Of values ``(n,)``, missing ones left out; values that repeat share a bin. ValueError where there is none."""
-        values = values.to(torch.float64)
-        values = values[~values.isnan()].sort().values
+        values = torch.from_numpy(np.sort(values[~values.isnan()].numpy()))  # np.sort: without as many places beside them
         if not len(values):
             raise ValueError("a population has no value")
         rank = (torch.arange(1, BINS) * len(values)) // BINS
-        edges = values[rank].unique()
+        edges = values[rank].to(torch.float64).unique()
         edges = edges[edges > values[0]]
         if not len(edges):  # nine tenths and more are the least value: that one, and all others
-            edges = values[values > values[0]][:1]
-        spread = float(values.std(correction=0))
+            edges = values[values > values[0]][:1].to(torch.float64)
+        mean = float(values.numpy().mean(dtype=np.float64))
+        spread = math.sqrt(float(np.square(values.numpy() - mean, dtype=np.float64).mean()))
         counts = bin_counts(values, edges)
-        return cls(edges, counts, float(values[0]), float(values[-1]), float(values.mean()), spread if spread > 0 else 1.0)
+        return cls(edges, counts, float(values[0]), float(values[-1]), mean, spread if spread > 0 else 1.0)
 
     def stability(self, values: Tensor) -> float:
         """Population stability index of other values ``(n,)``; NaN where there is none.
@@ -88,9 +91,12 @@ class Population:
 
 def bin_counts(values: Tensor, edges: Tensor) -> Tensor:
     """How many values ``(n,)`` lie in each of the K bins between ``edges`` (K - 1,), float64 ``(K,)``; NaN in none."""
-    values = values.to(torch.float64)
-    places = torch.bucketize(values[~values.isnan()].contiguous(), edges, right=True)
-    return torch.bincount(places, minlength=len(edges) + 1).to(torch.float64)
+    counts = torch.zeros(len(edges) + 1, dtype=torch.float64)
+    for part in values.split(PART):
+        part = part.to(torch.float64)
+        places = torch.bucketize(part[~part.isnan()].contiguous(), edges, right=True)
+        counts += torch.bincount(places, minlength=len(edges) + 1)
+    return counts
 
 
 def block_means(values: Tensor, block: Tensor) -> Tensor:

@@ -84,6 +84,11 @@ def perturbed_panel(panel: Panel, windows: Windows, reach: int, name: str, size:
     generator = torch.Generator().manual_seed(seed)
     rows[place, 0] = PERTURBATIONS[name](rows[place, 0], panel.schema.season_length, size, generator)
     isolated = replace(
-        panel, rows=rows, codes=panel.codes[index], static=panel.static[windows.series], offsets=offsets, observed=length
+        panel,
+        rows=rows,
+        calendar=panel.calendar.of(windows.series, windows.cutoff - length),
+        static=panel.static[windows.series],
+        offsets=offsets,
+        observed=length,
     )
     return isolated, Windows(torch.arange(len(length)), length)

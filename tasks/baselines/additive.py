@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from scipy.stats import norm
 
@@ -94,7 +95,7 @@ def forecast_prophet(
     """
     for label, y, cutoffs in zip(series_names, y_by_series, cutoff_indices, strict=True):
         require_history(label, y, cutoffs)
-    schema, dated = prepared.panel.schema, np.issubdtype(prepared.ds.dtype, np.datetime64)
+    schema, dated = prepared.panel.schema, np.issubdtype(prepared.times.dtype, np.datetime64)
     jobs = [
         SeriesJob(
             frame=_frame(prepared, index, np.asarray(y), dated),
@@ -104,7 +105,7 @@ def forecast_prophet(
             season=0 if dated else schema.season_length,
             max_history=max_history,
             levels=np.asarray(levels, dtype=np.float64),
-            holidays=holiday_table(prepared.ds, prepared.encoding.holidays) if dated else None,
+            holidays=holiday_table(prepared.times, prepared.encoding.holidays) if dated else None,
             seed=index,
         )
         for index, (y, cutoffs) in enumerate(zip(y_by_series, cutoff_indices, strict=True))
@@ -143,7 +144,10 @@ def _frame(prepared: Prepared, index: int, y: NDArray[Any], dated: bool) -> pd.D
     """All rows of one series, its future included; whole-number time is told to Prophet as days."""
     panel = prepared.panel
     start, stop = int(panel.offsets[index]), int(panel.offsets[index + 1])
-    ds = pd.DatetimeIndex(prepared.ds[start:stop]) if dated else pd.date_range("2000-01-01", periods=stop - start, freq="D")
+    if dated:
+        ds = pd.DatetimeIndex(prepared.time(torch.tensor(index), torch.arange(stop - start)))
+    else:
+        ds = pd.date_range("2000-01-01", periods=stop - start, freq="D")
     target = np.full(stop - start, np.nan)
     target[: len(y)] = y
     known = panel.rows[start:stop, 1 : 1 + len(prepared.encoding.known_future)].numpy().astype(np.float64)

@@ -164,7 +164,7 @@ def season(prepared: Prepared, windows: Windows) -> tuple[str, np.ndarray]:
         length = max(1, prepared.panel.schema.season_length)
         return "Place in the season", (prepared.cutoff_step(windows) % length).numpy().astype(str).astype(object)
     index = pd.DatetimeIndex(time)
-    if len(prepared.ds) > 1 and prepared.ds[1] - prepared.ds[0] < DAY:
+    if len(prepared.times) > 1 and prepared.times[1] - prepared.times[0] < DAY:
         return "Hour", index.hour.astype(str).to_numpy(dtype=object)
     return "Month", np.array([f"{month:02d}" for month in index.month], dtype=object)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.calendar import Calendar
 from models.panel import Panel, PanelSchema
 
 MakePanel = Callable[..., Panel]
@@ -48,12 +49,13 @@ def make_panel(schema: PanelSchema) -> MakePanel:
             codes.append((1 + time % 7)[:, None].repeat(len(schema.categories), axis=1))
         sizes = [len(part) for part in rows]
         static = np.arange(1, len(lengths) + 1)[:, None].repeat(len(schema.static), axis=1)
+        values, offsets = torch.from_numpy(np.concatenate(rows).astype(np.float32)), torch.tensor([0, *np.cumsum(sizes)])
         return Panel(
             schema,
-            torch.from_numpy(np.concatenate(rows).astype(np.float32)),
-            torch.from_numpy(np.concatenate(codes).astype(np.int64)),
+            values,
+            Calendar.of_rows(values[:, :0], torch.from_numpy(np.concatenate(codes).astype(np.int64)), offsets),
             torch.from_numpy(static.astype(np.int64)),
-            torch.tensor([0, *np.cumsum(sizes)]),
+            offsets,
             torch.tensor(lengths),
         )
 

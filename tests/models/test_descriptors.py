@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.calendar import Calendar
 from models.panel import Panel, PanelSchema, Windows
 from models.uncertainty import descriptors as module
 from models.uncertainty.descriptors import DESCRIPTORS, block_length, descriptors
@@ -27,8 +28,8 @@ def make_panel(series: int = 4, length: int = 700, seed: int = 0, schema: PanelS
     rows = torch.from_numpy(np.concatenate(values).astype(np.float32))[:, None]
     offsets = torch.arange(series + 1) * length
     observed = torch.full((series,), length - schema.horizon)
-    codes, static = torch.zeros((series * length, 0), dtype=torch.int64), torch.zeros((series, 0), dtype=torch.int64)
-    return Panel(schema, rows, codes, static, offsets, observed)
+    static = torch.zeros((series, 0), dtype=torch.int64)
+    return Panel(schema, rows, Calendar.none(offsets), static, offsets, observed)
 
 
 def make_windows(panel: Panel, first: int = 200, stride: int = 11) -> Windows:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_model, save_model
 
+from models.calendar import Calendar
 from models.forecasters.config import GradientBoostingConfig
 from models.forecasters.factory import build_forecaster
 from models.forecasters.gradient_boosting import PHASES, GradientBoosting, boosting_rows, feature_names, fit_boosting
@@ -39,10 +40,11 @@ def make(lengths: tuple[int, ...] = (100, 20), noise: float = 2.0) -> Panel:
     total = sum(lengths)
     rows = rng.normal(0, 1, (total, 3)).astype(np.float32)
     rows[:, 0] = 50 + 5 * np.sin(2 * np.pi * np.arange(total) / SEASON) + noise * rows[:, 0]
-    codes = rng.integers(0, 3, (total, 1))
+    codes = torch.from_numpy(rng.integers(0, 3, (total, 1)))
     offsets = torch.tensor([0, *np.cumsum(lengths)])
     static = torch.arange(1, len(lengths) + 1)[:, None]
-    return Panel(SCHEMA, torch.from_numpy(rows), torch.from_numpy(codes), static, offsets, torch.tensor(lengths))
+    calendar = Calendar.of_rows(torch.zeros(total, 0), codes, offsets)
+    return Panel(SCHEMA, torch.from_numpy(rows), calendar, static, offsets, torch.tensor(lengths))
 
 
 def one(series: int, cutoff: int) -> Windows:
@@ -98,8 +100,8 @@ def test_rows_are_the_lags_covariates_and_base_that_their_names_say() -> None:
         assert column["lag_40_less_its_base"][step] == pytest.approx(y[cutoff + step - 40] - own, abs=1e-5)
     np.testing.assert_array_equal(column["step"], np.arange(1, HORIZON + 1))
     np.testing.assert_array_equal(column["price"], panel.rows[cutoff : cutoff + HORIZON, 1])
-    np.testing.assert_array_equal(column["holiday"], panel.codes[cutoff : cutoff + HORIZON, 0])
-    assert column["holiday_1_back"][0] == (panel.codes[cutoff - SEASON, 0] > 0)
+    np.testing.assert_array_equal(column["holiday"], panel.calendar.codes[cutoff : cutoff + HORIZON, 0])
+    assert column["holiday_1_back"][0] == (panel.calendar.codes[cutoff - SEASON, 0] > 0)
     assert set(column["unique_id"]) == {1.0}
     assert column["level"][0] == pytest.approx(loc / scale, rel=1e-5)
 

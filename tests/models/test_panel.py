@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.calendar import Calendar
 from models.panel import SCALE_FLOOR, Batch, Panel, PanelSchema, SequentialLoader, WindowLoader, Windows, places_by_series
 
 
@@ -23,7 +24,8 @@ def slow_window(panel: Panel, series: int, cutoff: int) -> dict[str, np.ndarray]
     """One window by the definition, in float64 Python loops, without padding."""
     schema, start = panel.schema, int(panel.offsets[series])
     rows = panel.rows[start : int(panel.offsets[series + 1])].numpy().astype(np.float64)
-    codes = panel.codes[start : int(panel.offsets[series + 1])].numpy()
+    calendar, first = panel.calendar, int(panel.calendar.first[series])
+    reals, codes, own = calendar.reals.numpy(), calendar.codes.numpy(), panel.rows.shape[1] - len(schema.past)
     length = min(cutoff, schema.context)
     history = [rows[t, 0] for t in range(cutoff - length, cutoff)]
     loc = sum(history) / length
@@ -34,11 +36,11 @@ def slow_window(panel: Panel, series: int, cutoff: int) -> dict[str, np.ndarray]
         future = t >= cutoff
         target = rows[t, 0]
         record = [0.0 if math.isnan(target) else (target - loc) / scale]
-        record += [rows[t, 1 + i] for i in range(len(schema.known))]
-        record += [0.0 if future else rows[t, 1 + len(schema.known) + i] for i in range(len(schema.past))]
+        record += [*rows[t, 1:own], *reals[first + t]]
+        record += [0.0 if future else value for value in rows[t, own:]]
         record += [(rows[t - lag, 0] - loc) / scale if t >= lag else 0.0 for lag in schema.lags]
         cont.append(record)
-        cat.append([*panel.static[series].tolist(), *codes[t].tolist()])
+        cat.append([*panel.static[series].tolist(), *codes[first + t].tolist()])
     return {
         "encoder_cont": np.array(cont[:length]),
         "decoder_cont": np.array(cont[length:]),
@@ -64,6 +66,32 @@ def assert_equal_to_loop(panel: Panel, windows: Windows) -> None:
                 assert not actual[length:].any(), key
                 actual = actual[:length]
             np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4, err_msg=f"{key} of window {row}")
+
+
+def test_a_calendar_kept_once_is_that_of_columns_repeated_in_every_row(panel: Panel) -> None:
+    """Series that begin at different steps of one calendar, beside a panel whose rows repeat its columns: the same bytes."""
+    generator, length = torch.Generator().manual_seed(3), panel.offsets.diff()
+    first = torch.tensor([4, 0, 11])[: panel.n_series]
+    steps = int((first + length).max())
+    calendar = Calendar(torch.randn(steps, 2, generator=generator), torch.randint(7, (steps, 1), generator=generator), first)
+    schema = replace(panel.schema, known=(*panel.schema.known, "sin", "cos"))
+    once = replace(panel, schema=schema, calendar=calendar)
+    step = torch.cat([torch.arange(int(begin), int(begin + count)) for begin, count in zip(first, length, strict=True)])
+    own = panel.rows.shape[1] - len(schema.past)
+    repeated = replace(
+        once,
+        rows=torch.cat([panel.rows[:, :own], calendar.reals[step], panel.rows[:, own:]], dim=1),
+        calendar=Calendar.of_rows(torch.zeros(len(step), 0), calendar.codes[step], panel.offsets),
+    )
+    for pairs in ([(0, 40), (1, 20), (1, 25), (0, 60)], [(0, 40), (1, 3), (2, 9), (2, 1)]):
+        windows = windows_of(*pairs)
+        assert_equal_to_loop(once, windows)
+        for key, expected in repeated.gather(windows).items():
+            torch.testing.assert_close(once.gather(windows)[key], expected, rtol=0, atol=0, equal_nan=True)
+    part = Panel._of_series(once, 1, 3)
+    for key, expected in once.gather(windows_of((1, 20), (2, 9))).items():
+        found = part.gather(windows_of((0, 20), (1, 9)))[key]
+        torch.testing.assert_close(found + int(key == "groups"), expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +302,7 @@ def test_layout_equals_pytorch_forecastings(
     for series in range(panel.n_series):
         rows = slice(int(panel.offsets[series]), int(panel.offsets[series]) + int(panel.observed[series]))
         part = pd.DataFrame(panel.rows[rows].numpy().astype(float), columns=["y", *schema.known, *schema.past])
-        part["weekday"] = [str(code) for code in panel.codes[rows, 0].tolist()]
+        part["weekday"] = [str(code) for code in panel.calendar.codes[rows, 0].tolist()]
         parts.append(part.assign(time=np.arange(len(part)), store=str(int(panel.static[series, 0]))))
     frame = pd.concat(parts, ignore_index=True)
     names = [*schema.known, *schema.past, *(f"y_lagged_by_{lag}" for lag in schema.lags)]

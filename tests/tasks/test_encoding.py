@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from tasks.calendar import calendar_features
 from tasks.encoding import Encoding, series_starts
 from tasks.params import Params, derive_settings
 
@@ -76,7 +77,7 @@ def test_a_static_number_is_a_real_and_future_rows_are_empty() -> None:
     assert panel.observed.tolist() == [300, 300, 40]
     future = torch.tensor(frame["y"].isna().tolist())
     assert panel.rows[future, 0].isnan().all()
-    rain = panel.rows[:, 1 + len(encoding.schema.known)]
+    rain = panel.rows[:, encoding.row_columns.index("rain")]
     assert (rain[future] == 0).all()
     assert (rain[~future] != 0).any()
     assert not panel.rows[:, 1:].isnan().any()
@@ -88,8 +89,25 @@ def test_an_encoding_survives_json() -> None:
     again = Encoding.from_state(json.loads(json.dumps(encoding.state())))
     assert again == encoding
     first, second = encoding.panel(frame), again.panel(frame)
-    for name in ("rows", "codes", "static", "offsets", "observed"):
+    for name in ("rows", "static", "offsets", "observed"):
         torch.testing.assert_close(getattr(first, name), getattr(second, name), rtol=0, atol=0, equal_nan=True)
+    for name in ("reals", "codes", "first"):
+        torch.testing.assert_close(getattr(first.calendar, name), getattr(second.calendar, name), rtol=0, atol=0)
+
+
+def test_the_calendar_tells_of_every_row_what_its_time_tells() -> None:
+    frame = panel_table()
+    encoding, _ = fitted(frame, holidays="US")
+    panel = encoding.panel(frame)
+    features = calendar_features(pd.DatetimeIndex(frame["ds"]), 86_400.0, "US")
+    step = torch.cat(
+        [begin + torch.arange(int(rows)) for begin, rows in zip(panel.calendar.first, panel.offsets.diff(), strict=True)]
+    )
+    assert encoding.schema.known[-len(features.reals) :] == tuple(features.reals)
+    np.testing.assert_array_equal(panel.calendar.reals[step].numpy(), np.stack(list(features.reals.values()), axis=1))
+    codes = [values for values, _ in features.categories.values()]
+    np.testing.assert_array_equal(panel.calendar.codes[step].numpy(), np.stack(codes, axis=1))
+    assert len(panel.calendar.reals) < len(frame) / 2, "kept once for all series"
 
 
 def test_a_count_has_a_least_value() -> None:

@@ -9,8 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from models.panel import Panel, PanelSchema
-from tasks.folds import PURPOSES, Fold, FoldLeak, claim, fold_table, fold_windows, lay_folds, lint_folds, overlapping_stride
+from models.calendar import Calendar
+from models.panel import Panel, PanelSchema, Windows
+from tasks.folds import (
+    PURPOSES,
+    Fold,
+    FoldLeak,
+    claim,
+    drawn,
+    fold_table,
+    fold_windows,
+    lay_folds,
+    lint_folds,
+    overlapping_stride,
+)
 from tasks.settings import FOLDS, Settings
 
 SETTINGS = Settings(
@@ -27,8 +39,7 @@ def panel() -> Panel:
     lengths = torch.from_numpy(OBSERVED)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     rows = torch.arange(int(lengths.sum()), dtype=torch.float32)[:, None]
-    codes = torch.zeros(len(rows), 0, dtype=torch.int64)
-    return Panel(schema, rows, codes, torch.zeros(4, 1, dtype=torch.int64), offsets, lengths)
+    return Panel(schema, rows, Calendar.none(offsets), torch.zeros(4, 1, dtype=torch.int64), offsets, lengths)
 
 
 def target_steps(fold: Fold, settings: Settings = SETTINGS) -> tuple[np.ndarray, np.ndarray]:
@@ -84,6 +95,19 @@ def test_training_takes_every_cutoff_with_enough_history() -> None:
     assert windows.cutoff[windows.series == 0].tolist() == list(range(least, train.end - SETTINGS.horizon + 1))
     assert windows.cutoff[windows.series == 1].tolist() == list(range(least, train.end - 30 - SETTINGS.horizon + 1))
     assert not (windows.series == 3).any()
+
+
+def test_windows_are_drawn_alike_from_all_series_and_cutoffs_and_stay_in_order() -> None:
+    series, cutoff = (each.flatten() for each in torch.meshgrid(torch.arange(500), torch.arange(10, 16), indexing="ij"))
+    windows = Windows(series, cutoff)
+    few = drawn(windows, 1200, seed=3)
+    place = few.series * 6 + few.cutoff - 10
+    assert len(few) == 1200 and (place.diff() > 0).all()
+    counts = torch.bincount(few.cutoff - 10)
+    assert ((counts - 200).abs() < 4 * (200 * (5 / 6) * (1800 / 2999)) ** 0.5).all(), "hypergeometric, four deviations"
+    assert torch.equal(drawn(windows, 1200, seed=3).series, few.series)
+    assert not torch.equal(drawn(windows, 1200, seed=4).series, few.series)
+    assert drawn(windows, 3000, seed=1) is windows and drawn(windows, None, seed=1) is windows
 
 
 @pytest.mark.parametrize(("fold", "purpose"), list(product(["train", *FOLDS], sorted(set().union(*PURPOSES.values())))))

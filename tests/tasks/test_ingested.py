@@ -12,7 +12,7 @@ from tasks import ingested
 from tasks.encoding import Encoding, series_starts
 from tasks.ingested import IngestedPanel
 from tasks.params import Params, derive_settings
-from tasks.prepare import ARRAYS, leading_rows, write_panel
+from tasks.prepare import ARRAYS, CALENDAR, leading_rows, write_panel
 
 LENGTHS = {"a": 40, "b": 1, "c": 33, "d": 200, "e": 2}
 PARAMS = Params.model_validate(
@@ -85,8 +85,13 @@ def test_a_panel_written_by_blocks_is_that_of_the_whole_table(path: Path, tmp_pa
     encoding = Encoding.fit(table, PARAMS, settings, train)
     assert encoding == Encoding.fit(whole, PARAMS, settings, train)
     panel, expected = write_panel(encoding, table, tmp_path, rows), encoding.panel(whole)
-    for name in ARRAYS:
-        np.save(tmp_path / "expected.npy", getattr(expected, name).numpy())
+    for name in (*ARRAYS, *CALENDAR):
+        own, other = (getattr(each if name in ARRAYS else each.calendar, name).numpy() for each in (panel, expected))
+        np.save(tmp_path / "expected.npy", other)
         assert (tmp_path / f"{name}.npy").read_bytes() == (tmp_path / "expected.npy").read_bytes(), name
-        np.testing.assert_array_equal(getattr(panel, name).numpy(), getattr(expected, name).numpy())
-    np.testing.assert_array_equal(np.load(tmp_path / "ds.npy"), whole["ds"].to_numpy())
+        np.testing.assert_array_equal(own, other)
+    lengths = panel.offsets.diff().tolist()
+    steps = np.concatenate(
+        [begin + np.arange(rows) for begin, rows in zip(panel.calendar.first.tolist(), lengths, strict=True)]
+    )
+    np.testing.assert_array_equal(np.load(tmp_path / "times.npy")[steps], whole["ds"].to_numpy())

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.calendar import Calendar
 from models.forecasters.config import TFTConfig
 from models.forecasters.factory import build_forecaster
 from models.forecasters.tft import TFT
@@ -184,8 +185,9 @@ def planted_panel(seed: int = 0) -> Panel:
     rows[:, 0] = 5 + 2 * rows[:, 2] + 0.1 * rows[:, 0]
     schema = PanelSchema(known=("idle", "signal", "noise"), past=(), static=(("unique_id", 4),), categories=(), lags=(4,),
                          context=12, horizon=4, season_length=4)  # fmt: skip
-    return Panel(schema, rows, torch.zeros(len(rows), 0, dtype=torch.int64), torch.arange(1, n_series + 1)[:, None],
-                 length * torch.arange(n_series + 1), torch.full((n_series,), length - 4))  # fmt: skip
+    offsets = length * torch.arange(n_series + 1)
+    static, observed = torch.arange(1, n_series + 1)[:, None], torch.full((n_series,), length - 4)
+    return Panel(schema, rows, Calendar.none(offsets), static, offsets, observed)
 
 
 @pytest.fixture(scope="module")

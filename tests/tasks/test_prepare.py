@@ -14,7 +14,7 @@ from tasks.errors import UserError
 from tasks.files import file_md5
 from tasks.folds import FoldLeak
 from tasks.params import Params
-from tasks.prepare import load_prepared, prepare, time_step
+from tasks.prepare import load_prepared, prepare
 from tasks.settings import FOLDS
 
 
@@ -83,17 +83,3 @@ def test_folds_that_do_not_fit_are_one_sentence_and_the_old_panel_stays(
     assert "\n" not in str(caught.value)
     assert (root / "data/prepared/rows.npy").exists()
     assert sorted(path.name for path in (root / "data").iterdir()) == ["ingested", "prepared", "raw"]
-
-
-@pytest.mark.parametrize(
-    ("frequency", "times", "expected"),
-    [
-        (1, [7, 5, 9], [2, 0, 4]),
-        ("MS", ["2020-03-01", "2020-01-01", "2021-01-01"], [2, 0, 12]),
-        ("W-MON", ["2024-01-01", "2024-01-15"], [0, 2]),
-        ("15min", ["2024-01-01 00:45", "2024-01-01 00:00"], [3, 0]),
-    ],
-)
-def test_a_time_has_its_place_on_the_common_grid(frequency: str | int, times: list, expected: list[int]) -> None:
-    ds = pd.Series(times if isinstance(frequency, int) else pd.to_datetime(times))
-    assert time_step(ds, frequency).tolist() == expected
