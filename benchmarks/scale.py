@@ -118,9 +118,8 @@ def measure_size(spec: Spec, peers: Mapping[str, Sequence[str]], stages: Sequenc
     write_json(root / "spec.json", spec)
     here = [sys.executable, "-W", "ignore", "-m", "benchmarks.scale_stages"]
     for name in stages:
-        found[name] = told(
-            name, run([*here, name, str(root / "spec.json")], root, limits, KEEP_MEMORY if name in IN_WORKERS else {})
-        )
+        settings = KEEP_MEMORY if name in IN_WORKERS else {}
+        found[name] = told(name, run([*here, name, str(root / "spec.json")], root, limits, settings))
         if "gave_up" in found[name]:
             break
     for name, command in peers.items():

@@ -30,8 +30,9 @@ def time_axis(begins: pd.Series, counts: np.ndarray, frequency: str | int) -> tu
 
 def _place(times: np.ndarray, start: Any, end: Any, frequency: str | int) -> np.ndarray:
     """Steps from ``start`` to each of ``times``, -1 for one off the grid or outside ``start`` to ``end``."""
-    whole = isinstance(frequency, int)
-    grid: Any = pd.RangeIndex(start, end + 1, frequency) if whole else pd.date_range(start, end, freq=frequency)
+    grid: Any = (
+        pd.RangeIndex(start, end + 1, frequency) if isinstance(frequency, int) else pd.date_range(start, end, freq=frequency)
+    )
     return np.asarray(grid.get_indexer(pd.Index(times)), dtype=np.int64)
 
 

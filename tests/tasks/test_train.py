@@ -119,9 +119,9 @@ def test_a_diverged_member_is_told_in_one_sentence_that_names_the_key(
     root = tmp_path / "project"
     shutil.copytree(prepared_project, root)
     edit_params(root, {"families": ["tcn"], "train.members": 1})
-    rows = np.load(root / "data/prepared/rows.npy")
-    rows[:, 1] = np.inf
-    np.save(root / "data/prepared/rows.npy", rows)
+    reals = np.load(root / "data/prepared/reals.npy")
+    reals[:, 0] = np.inf
+    np.save(root / "data/prepared/reals.npy", reals)
     with pytest.raises(RuntimeError, match=r"tcn member 0 diverged in epoch 1.*forecasters\.tcn\.learning_rate"):
         train_family(Params.load(root=root), root, "tcn")
     assert not (root / TRAINED / "tcn").exists()
