@@ -38,7 +38,7 @@ def parameters(spec: Spec) -> Params:
         "features": {"context": spec["context"]},
         "families": [spec["family"]],
         "forecasters": {spec["family"]: {"max_epochs": 1, "batch_size": spec["batch_size"]}},
-        "train": {"members": 1, "batches_per_epoch": spec["batches"], "accelerator": "cpu"},
+        "train": {"members": 1, "batches_per_epoch": spec["batches"], "accelerator": "cpu", **spec.get("train", {})},
         "baselines": {"models": []},
     }
     return Params.model_validate(tree)

@@ -10,11 +10,14 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from models.forecasters.base import Forecaster
 from models.forecasters.factory import build_forecaster
+from models.loading import Background
 from models.panel import Batch, SequentialLoader, WindowLoader
 from tasks.member import DivergedError, MemberSpec, Report
 from tasks.prepare import Prepared
 
 PREDICT_BATCH = 256
+PRECISION: dict[str, Any] = {"float32": "32-true", "bf16": "bf16-mixed"}
+"""Lightning's names."""
 
 
 class MemberModule(L.LightningModule):
@@ -27,12 +30,12 @@ class MemberModule(L.LightningModule):
         self._prepared = prepared
         self.history: list[dict[str, float]] = []
 
-    def train_dataloader(self) -> WindowLoader:
+    def train_dataloader(self) -> WindowLoader | Background:
         """A loader that depends on (seed, epoch) alone; dropout is reseeded likewise, so a resumed run repeats."""
         train, epoch = self.spec.params.train, self.current_epoch
         torch.manual_seed(self.spec.seed * 1_000_003 + epoch)
         windows = self._prepared.fold("train", "fit networks")
-        return WindowLoader(
+        loader = WindowLoader(
             self._prepared.panel,
             windows,
             self.spec.config.batch_size,
@@ -41,6 +44,7 @@ class MemberModule(L.LightningModule):
             epoch,
             train.id_dropout,
         )
+        return Background(loader) if self.trainer.strategy.root_device.type == "cuda" else loader
 
     def val_dataloader(self) -> SequentialLoader:
         windows = self._prepared.fold("early_stopping", "choose epoch")
@@ -63,7 +67,7 @@ class MemberModule(L.LightningModule):
             (plain if exempt else decayed).append(parameter)
         groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
-        steps = config.max_epochs * train.batches_per_epoch
+        steps = config.max_epochs * -(-train.batches_per_epoch // train.accumulate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=steps, pct_start=0.2)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -110,6 +114,8 @@ def descend(spec: MemberSpec, prepared: Prepared, report: Report) -> tuple[Forec
         devices=train.devices,
         strategy=train.strategy,
         gradient_clip_val=train.gradient_clip,
+        precision=PRECISION[train.precision],
+        accumulate_grad_batches=train.accumulate,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
         logger=False,

@@ -181,6 +181,8 @@ class Train(_Block):
     patience: Count = 3
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
     gradient_clip: Annotated[float, Field(gt=0.0)] = 1.0
+    precision: Literal["float32", "bf16"] = "float32"
+    accumulate: Count = 1
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: Count = 1
     strategy: Text = "auto"

@@ -20,7 +20,7 @@ from tasks.arrays import ArrayFile
 from tasks.errors import Unavailable, UserError
 from tasks.files import atomic_dir, digest_of, file_md5, held, read_json, told_when_full, waiting, write_json
 from tasks.params import Params
-from tasks.prepare import ARRAYS, PREPARED, load_prepared
+from tasks.prepare import ARRAYS, CALENDAR, PREPARED, load_prepared
 from tasks.presets import passes_of
 from tasks.progress import EpochBar
 from tasks.settings import FOLDS
@@ -52,7 +52,8 @@ def training_digest(params: Params, family: str, root: Path) -> str:
 
 def data_and_code(root: Path) -> list[list[str]]:
     """MD5s of the prepared files that training reads, and of the code that trains and predicts."""
-    files = [*(f"{name}.npy" for name in ARRAYS), "encoding.json", "windows_train.npy", "windows_early_stopping.npy"]
+    arrays = (*ARRAYS, *CALENDAR, "windows_train", "windows_early_stopping")
+    files = ["encoding.json", *(f"{name}.npy" for name in arrays)]
     return [[file_md5(root / PREPARED / name) for name in files], _code()]
 
 

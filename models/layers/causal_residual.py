@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from models.layers.full_precision import in_full_precision
+
 __all__ = ["Convolution", "causal_residual", "causal_residual_reference", "keep_channels"]
 
 Convolution = tuple[Tensor, Tensor, Tensor | None]
@@ -71,8 +73,7 @@ def causal_residual(
         x is itself an output of this function, hence not negative, and neither is the sum that the last relu is taken of.
         Where x is zero its gradient then is right only after the relu that made it.
     """
-    result: Tensor = _CausalResidual.apply(x, *first, *second, dilation, wanted, factor, rectified)
-    return result
+    return in_full_precision(_CausalResidual, x.device, x, *first, *second, dilation, wanted, factor, rectified)
 
 
 def _taps(weight: Tensor, dilation: int, available: int, wanted: int) -> Iterator[tuple[int, slice, slice]]:

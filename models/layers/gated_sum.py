@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from models.layers.full_precision import in_full_precision
+
 __all__ = ["EPSILON", "gated_sum", "gated_sum_reference"]
 
 EPSILON = 1e-5
@@ -92,8 +94,8 @@ def gated_sum(
     weights : Tensor
         w, ``(R, N)``.
     """
-    result: Tensor = _GatedSum.apply(x, *skip, factors, inner, outer, outer_bias, gate, matrix, norm_weight, norm_bias, weights)
-    return result.t()
+    inputs = (x, *skip, factors, inner, outer, outer_bias, gate, matrix, norm_weight, norm_bias, weights)
+    return in_full_precision(_GatedSum, x.device, *inputs).t()
 
 
 class _Block(NamedTuple):

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from models.layers.full_precision import in_full_precision
+
 __all__ = ["MASKED", "shared_value_attention", "shared_value_attention_reference"]
 
 MASKED = -1e9
@@ -60,8 +62,7 @@ def shared_value_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tens
         bool ``(1 or B, H, T)``, True where a step must not be read; no row may be True throughout.
     heads : int
     """
-    result: Tensor = _SharedValueAttention.apply(query, key, value, mask, heads)
-    return result
+    return in_full_precision(_SharedValueAttention, query.device, query, key, value, mask, heads)
 
 
 class _SharedValueAttention(torch.autograd.Function):

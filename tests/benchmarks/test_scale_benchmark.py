@@ -103,7 +103,7 @@ PRINTS = f'print(\'noise\'); print({FINISHED!r} + \'{{"seconds": 1.5, "start_mb"
     ],
 )  # fmt: skip
 def test_a_process_gives_up_at_its_limits(tmp_path: Path, code: str, limits: tuple[float, float], expected: str | None) -> None:
-    figures = scale.run([sys.executable, "-c", code], tmp_path, *limits)
+    figures = scale.run([sys.executable, "-c", code], tmp_path, limits, {})
     assert figures.get("gave_up") == expected
     if expected is None:
         assert figures == {"seconds": 1.5, "start_mb": 2, "peak_mb": 3}
