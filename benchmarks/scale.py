@@ -27,7 +27,7 @@ from benchmarks.peer_scale import FINISHED, PEERS
 from benchmarks.scale_stages import STAGES, Spec
 from models.forecasters.factory import FAMILIES
 from tasks.errors import UserError
-from tasks.files import write_json
+from tasks.files import read_json, write_json
 from tasks.train import KEEP_MEMORY
 
 Figures = dict[str, Any]
@@ -173,6 +173,16 @@ def measure(
     return {"rows": rows_of, "series": series, "names": list(found), "figures": found}
 
 
+def with_earlier(found: dict[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """What `measure` has found, and of an ``earlier`` result the sizes that were not measured again."""
+    sizes = dict(zip(earlier["rows"], earlier["series"], strict=True)) | dict(zip(found["rows"], found["series"], strict=True))
+    figures = {name: dict(found["figures"].get(name, {})) for name in dict.fromkeys((*earlier["names"], *found["names"]))}
+    for name, by_rows in earlier["figures"].items():
+        figures[name] |= {rows: each for rows, each in by_rows.items() if int(rows) not in found["rows"]}
+    rows = sorted(sizes)
+    return {"rows": rows, "series": [sizes[size] for size in rows], "names": list(figures), "figures": figures}
+
+
 def slope(points: Mapping[float, float]) -> float:
     """Slope of log value over log size by least squares; NaN for fewer than two sizes."""
     if len(points) < 2:
@@ -276,7 +286,10 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--peers", type=Path, default=Path(".venv-peers/bin/python"), help="an interpreter with them")
     options.add_argument("--no-peers", action="store_true", help="pytorch-forecasting alone, which we carry ourselves")
     options.add_argument("--folder", type=Path, help="for panels and artefacts meanwhile; None: the system's")
+    options.add_argument("--keep", action="store_true", help="other sizes that the file of --json has stay in it")
     given = options.parse_args(arguments)
+    if given.keep and (given.json is None or not given.json.exists()):
+        raise UserError(f"--keep wants the file of --json to be there, and {given.json} is not.")
     if not given.no_peers and not given.peers.exists():
         raise UserError(f"--peers is {given.peers}, which is not there; run `make peers` first or give --no-peers.")
     here = [sys.executable, "-W", "ignore", "-m", "benchmarks.scale_stages", "pytorch_forecasting"]
@@ -286,6 +299,8 @@ def main(arguments: list[str] | None = None) -> None:
     stages = [name for name in STAGES if name in given.stages]
     limits = (given.limit_seconds, given.limit_gb)
     found = measure(given.sizes, stages, peers, given.family, given.batches, limits, given.folder)
+    if given.keep:
+        found = with_earlier(found, read_json(given.json))
     result = {
         **found, **exponents(found["figures"]), **ratios(found["figures"], list(peers)), "goals": GOALS,
         "family": given.family, "batches": given.batches, "limit_seconds": limits[0], "limit_gb": limits[1],

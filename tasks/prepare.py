@@ -25,6 +25,8 @@ PREPARED = Path("data/prepared")
 ARRAYS = ("rows", "static", "offsets", "observed")
 CALENDAR = ("reals", "codes", "first")
 TIMES = "times.npy"
+READABLE = 1000
+"""Series up to which files that name them all are laid out for a reader."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ def prepare(params: Params, root: Path) -> Path:
             with ArrayFile(folder / f"windows_{name}.npy", 2) as written:
                 for values in (chosen.series, chosen.cutoff):
                     written.add(values.numpy()[None])
-        write_json(folder / "encoding.json", encoding.state())
+        indent = 2 if len(starts) <= READABLE else None
+        write_json(folder / "encoding.json", encoding.state(), indent)
         write_json(
             folder / "meta.json",
             {
@@ -96,6 +99,7 @@ def prepare(params: Params, root: Path) -> Path:
                 "ids": table.first["unique_id"].astype(str).tolist(),
                 "frequency": params.data.frequency,
             },
+            indent,
         )
     return root / PREPARED
 
