@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 from models.calendar import Calendar
+from models.windows import WindowGrid, Windows
+
+__all__ = ["Batch", "Panel", "PanelSchema", "SequentialLoader", "WindowGrid", "WindowLoader", "Windows", "places_by_series"]
 
 Batch = dict[str, Tensor]
 
@@ -78,23 +81,6 @@ class PanelSchema:
         return (*self.static, *self.categories)
 
 
-@dataclass(frozen=True)
-class Windows:
-    """Windows as (series, cutoff) pairs: history is rows ``[.., cutoff)`` of the series, the target the next steps.
-
-    ``series`` and ``cutoff`` are int64 tensors of shape ``(n,)``; cutoffs count rows from the start of the series.
-    """
-
-    series: Tensor
-    cutoff: Tensor
-
-    def __len__(self) -> int:
-        return len(self.series)
-
-    def __getitem__(self, index: Tensor | slice) -> Windows:
-        return Windows(self.series[index], self.cutoff[index])
-
-
 def places_by_series(series: Tensor, count: int) -> tuple[Tensor, ...]:
     """Where the windows of each of ``count`` series stand in ``series`` ``(n,)``, in order, int64 ``(n_i,)`` each."""
     return series.argsort(stable=True).split(torch.bincount(series, minlength=count).tolist())
@@ -125,17 +111,14 @@ class Panel:
     def n_series(self) -> int:
         return len(self.observed)
 
-    def window_grid(self, first: np.ndarray, last: np.ndarray, stride: int, minimum: int) -> Windows:
+    def window_grid(self, first: np.ndarray, last: np.ndarray, stride: int, minimum: int) -> WindowGrid:
         """Return every window of each series whose cutoff lies in ``[first, last]``, ``stride`` steps apart.
 
         The grid is anchored at ``last`` so that the newest cutoff is always in. ``first`` and ``last`` are int64
         ``(n_series,)``; cutoffs with fewer than ``minimum`` rows of history are left out.
         """
         count = np.maximum((last - np.maximum(first, minimum)) // stride + 1, 0)
-        series = np.repeat(np.arange(len(count)), count)
-        cutoff = np.arange(0, stride * len(series), stride)  # of one series after the other, moved to where each one's lie
-        cutoff += np.repeat(last - stride * (np.cumsum(count) - 1), count)
-        return Windows(torch.from_numpy(series), torch.from_numpy(cutoff))
+        return WindowGrid(torch.from_numpy(last), torch.from_numpy(count), stride)
 
     def _check(self, windows: Windows) -> None:
         """Raise ValueError where a window would read rows of another series."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,10 @@ from tasks.time_axis import time_axis
 
 if TYPE_CHECKING:
     from tasks.ingested import IngestedPanel
+
+
+BLOCK = 2**20
+"""Values whose mean and deviation are taken at a time."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +58,8 @@ class Encoding:
         static = tuple(name for name in data.static if name not in static_reals)
         moments: dict[str, tuple[float, float]] = {}
         for name in (*known, *past, *static_reals):
-            column = _chosen(frame, name, train)
-            deviation = float(column.std()) if len(column) else 0.0
-            moments[name] = (float(column.mean()) if len(column) else 0.0, deviation if deviation > 1e-12 else 1.0)
+            mean, deviation = mean_and_deviation(_chosen(frame, name, train))
+            moments[name] = (mean, deviation if deviation > 1e-12 else 1.0)
         seen = frame[train] if isinstance(frame, pd.DataFrame) else frame.first[np.logical_or.reduceat(train, frame.starts)]
         vocabularies = {name: _values(seen[name]) for name in ("unique_id", *static)}
         reals, categories = _calendar_names(data.frequency, data.holidays) if settings.calendar else ((), ())
@@ -144,11 +148,45 @@ def _is_number(frame: pd.DataFrame | IngestedPanel, name: str) -> bool:
     return pd.api.types.is_numeric_dtype(frame[name]) if isinstance(frame, pd.DataFrame) else frame.is_number(name)
 
 
-def _chosen(frame: pd.DataFrame | IngestedPanel, name: str, rows: np.ndarray) -> np.ndarray:
-    """A column's values in ``rows`` (bool ``(n_rows,)``) that are not missing, float64."""
-    column = frame[name].to_numpy(np.float64)[rows] if isinstance(frame, pd.DataFrame) else frame.chosen(name, rows)
-    missing = np.isnan(column)
-    return column[~missing] if missing.any() else column
+def _chosen(frame: pd.DataFrame | IngestedPanel, name: str, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """A column's values in ``rows`` (bool ``(n_rows,)``), float64, NaN where missing, in parts as they are read."""
+    if isinstance(frame, pd.DataFrame):
+        yield frame[name].to_numpy(np.float64)[rows]
+    else:
+        yield from frame.chosen(name, rows)
+
+
+def mean_and_deviation(parts: Iterable[np.ndarray]) -> tuple[float, float]:
+    """Mean and standard deviation of values in parts ``(n,)``, missing ones left out, whatever the parts; 0 for none.
+
+    Those of each `BLOCK` of values are joined in order (Chan, Golub and LeVeque, 1979), so that no column is held whole.
+    """
+    count, mean, variance = 0, 0.0, 0.0
+    for block in _blocks(parts):
+        own, its_variance, share = float(block.mean()), float(block.var()), len(block) / (count + len(block))
+        if count:
+            variance = (1 - share) * variance + share * its_variance + share * (1 - share) * (own - mean) ** 2
+            mean += share * (own - mean)
+        else:
+            mean, variance = own, its_variance
+        count += len(block)
+    return mean, math.sqrt(variance)
+
+
+def _blocks(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The values that are not missing, `BLOCK` at a time, but for the last."""
+    block, filled = np.empty(BLOCK), 0
+    for part in parts:
+        known = part[~np.isnan(part)]
+        while len(known):
+            taken = known[: BLOCK - filled]
+            block[filled : filled + len(taken)] = taken
+            filled, known = filled + len(taken), known[len(taken) :]
+            if filled == BLOCK:
+                yield block
+                filled = 0
+    if filled:
+        yield block[:filled]
 
 
 def _values(column: pd.Series) -> list[str]:

@@ -9,7 +9,7 @@ from math import gcd
 import numpy as np
 import torch
 
-from models.panel import Panel, Windows
+from models.panel import Panel, WindowGrid, Windows
 from tasks.settings import FOLDS, Settings
 
 #: What each fold may be used for, and nothing else.
@@ -21,6 +21,9 @@ PURPOSES = {
     "conformal": {"fit conformal", "fit abstention"},
     "test": {"evaluate"},
 }
+
+
+TRAIN_STRIDE = 1
 
 
 class FoldLeak(RuntimeError):
@@ -70,7 +73,7 @@ def lint_folds(folds: list[Fold], gap: int) -> None:
             )
 
 
-def fold_windows(fold: Fold, panel: Panel, first_step: np.ndarray, settings: Settings) -> Windows:
+def fold_windows(fold: Fold, panel: Panel, first_step: np.ndarray, settings: Settings) -> WindowGrid:
     """Windows whose targets lie wholly in ``fold``.
 
     ``first_step`` int64 ``(n_series,)`` is each series' first step on the panel's time axis. Training takes every
@@ -79,7 +82,7 @@ def fold_windows(fold: Fold, panel: Panel, first_step: np.ndarray, settings: Set
     """
     observed = panel.observed.numpy()
     minimum = min(settings.context, 2 * settings.season_length) if fold.name == "train" else 2
-    stride = {"train": 1, "test": settings.cutoff_every}.get(fold.name, overlapping_stride(settings))
+    stride = {"train": TRAIN_STRIDE, "test": settings.cutoff_every}.get(fold.name, overlapping_stride(settings))
     first = fold.start - first_step
     last = np.minimum(fold.end - first_step, observed) - settings.horizon
     if fold.name != "train":  # keep to the grid that ends with the fold, also where a series ends earlier

@@ -77,14 +77,13 @@ class IngestedPanel:
         for batch in self._file.iter_batches(batch_size=rows, columns=list(dict.fromkeys(names))):
             yield {name: batch[name].to_numpy(zero_copy_only=False) for name in names}
 
-    def chosen(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """Values of a column of numbers in the ``rows`` (bool ``(n,)``) asked for, float64; the column is never held whole."""
-        values, begin, filled = np.empty(int(np.count_nonzero(rows))), 0, 0
+    def chosen(self, name: str, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Values of a column of numbers in the ``rows`` (bool ``(n,)``) asked for, float64, in order, a batch at a time."""
+        begin = 0
         for batch in self.batches([name]):
-            part = batch[name][rows[begin : begin + len(batch[name])]]
-            values[filled : filled + len(part)] = part
-            begin, filled = begin + len(batch[name]), filled + len(part)
-        return values
+            values = batch[name]
+            yield values[rows[begin : begin + len(values)]].astype(np.float64, copy=False)
+            begin += len(values)
 
     def blocks(self, rows: int = BLOCK) -> Iterator[pd.DataFrame]:
         """The table in parts of whole series, in order, some ``rows`` rows each, or one series where that is longer."""

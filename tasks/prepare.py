@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from models.calendar import Calendar
-from models.panel import Panel, Windows
+from models.panel import Panel, WindowGrid, Windows
 from tasks.arrays import ArrayFile
 from tasks.encoding import Encoding
 from tasks.files import atomic_dir, read_json, write_json
-from tasks.folds import claim, drawn, fold_table, fold_windows, lay_folds
+from tasks.folds import TRAIN_STRIDE, claim, drawn, fold_table, fold_windows, lay_folds
 from tasks.ingested import BATCH, IngestedPanel
 from tasks.params import Params
 from tasks.settings import derive_settings
@@ -24,7 +24,7 @@ INGESTED = Path("data/ingested")
 PREPARED = Path("data/prepared")
 ARRAYS = ("rows", "static", "offsets", "observed")
 CALENDAR = ("reals", "codes", "first")
-TIMES = "times.npy"
+TIMES, GRID = "times.npy", "grid_train.npy"
 READABLE = 1000
 """Series up to which files that name them all are laid out for a reader."""
 
@@ -82,10 +82,11 @@ def prepare(params: Params, root: Path) -> Path:
         whole = {fold.name: fold_windows(fold, panel, first_step, settings) for fold in folds}
         most = dict.fromkeys(whole, params.folds.most_windows) | {"train": None}  # which batches are drawn from
         windows = {name: drawn(found, most[name], seed) for seed, (name, found) in enumerate(whole.items())}
-        for name, chosen in windows.items():
-            with ArrayFile(folder / f"windows_{name}.npy", 2) as written:
-                for values in (chosen.series, chosen.cutoff):
-                    written.add(values.numpy()[None])
+        grid = whole["train"]
+        np.save(folder / GRID, np.stack([grid.last.numpy(), grid.count.numpy()]))
+        for fold in folds[1:]:
+            chosen = windows[fold.name][:]
+            np.save(folder / f"windows_{fold.name}.npy", np.stack([chosen.series.numpy(), chosen.cutoff.numpy()]))
         indent = 2 if len(starts) <= READABLE else None
         write_json(folder / "encoding.json", encoding.state(), indent)
         write_json(
@@ -142,8 +143,9 @@ def load_prepared(root: Path) -> Prepared:
     folder = root / PREPARED
     encoding = Encoding.from_state(read_json(folder / "encoding.json"))
     meta = read_json(folder / "meta.json")
-    windows = {}
-    for fold in meta["folds"]:
+    grid = torch.from_numpy(np.load(folder / GRID))
+    windows: dict[str, Windows] = {"train": WindowGrid(grid[0], grid[1], TRAIN_STRIDE)}
+    for fold in meta["folds"][1:]:
         pairs = torch.from_numpy(np.load(folder / f"windows_{fold['name']}.npy", mmap_mode="c"))
         windows[fold["name"]] = Windows(pairs[0], pairs[1])
     ids, times = np.array(meta["ids"], dtype=object), np.load(folder / TIMES)

@@ -8,12 +8,12 @@ import queue
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from models.forecasters.factory import FAMILIES
 from tasks.arrays import ArrayFile
@@ -52,7 +52,7 @@ def training_digest(params: Params, family: str, root: Path) -> str:
 
 def data_and_code(root: Path) -> list[list[str]]:
     """MD5s of the prepared files that training reads, and of the code that trains and predicts."""
-    arrays = (*ARRAYS, *CALENDAR, "windows_train", "windows_early_stopping")
+    arrays = (*ARRAYS, *CALENDAR, "grid_train", "windows_early_stopping")
     files = ["encoding.json", *(f"{name}.npy" for name in arrays)]
     return [[file_md5(root / PREPARED / name) for name in files], _code()]
 
@@ -230,7 +230,7 @@ def _predict_folds(spec: MemberSpec, weights: Path) -> None:
     if spec.index == 0:
         train = prepared.windows["train"]
         chosen = np.linspace(0, len(train) - 1, min(FEATURE_SAMPLE, len(train))).astype(np.int64)
-        sample = replace(train, series=train.series[chosen], cutoff=train.cutoff[chosen])
+        sample = train[torch.from_numpy(chosen)]
         np.save(spec.folder / "windows_sample.npy", np.stack([sample.series.numpy(), sample.cutoff.numpy()]))
         np.save(spec.folder / "features_train.npy", predict_windows(forecaster, prepared.panel, sample, spec.seed).features)
     write_json(spec.folder / PREDICTED, {"done": True})

@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 
 from models.calendar import Calendar
-from models.panel import SCALE_FLOOR, Batch, Panel, PanelSchema, SequentialLoader, WindowLoader, Windows, places_by_series
+from models.panel import (
+    SCALE_FLOOR,
+    Batch,
+    Panel,
+    PanelSchema,
+    SequentialLoader,
+    WindowGrid,
+    WindowLoader,
+    Windows,
+    places_by_series,
+)
 
 
 def windows_of(*pairs: tuple[int, int]) -> Windows:
@@ -196,6 +206,25 @@ def test_levels_compare_a_window_with_the_time_before(make_panel: Callable[..., 
 def test_a_window_that_leaves_its_series_is_an_error(panel: Panel, pair: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=f"series {pair[0]}"):
         panel.gather(windows_of((0, 40), pair))
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_a_window_of_a_grid_is_found_by_its_place(stride: int) -> None:
+    last, count = torch.tensor([50, 9, 30, 12]), torch.tensor([5, 0, 3, 1])
+    pairs = [
+        (series, int(end) - stride * back)
+        for series, (end, windows) in enumerate(zip(last, count, strict=True))
+        for back in reversed(range(int(windows)))
+    ]
+    grid = WindowGrid(last, count, stride)
+    assert len(grid) == len(pairs) == 9
+    assert list(zip(grid.series.tolist(), grid.cutoff.tolist(), strict=True)) == pairs
+    chosen = torch.tensor([8, 0, 5, 5])
+    found = grid[chosen]
+    assert list(zip(found.series.tolist(), found.cutoff.tolist(), strict=True)) == [pairs[place] for place in chosen]
+    few = grid[2:8:2]
+    assert list(zip(few.series.tolist(), few.cutoff.tolist(), strict=True)) == pairs[2:8:2]
+    assert len(WindowGrid(last, 0 * count, stride)) == 0 == len(WindowGrid(last, 0 * count, stride)[:])
 
 
 def test_window_grid_is_anchored_at_the_newest_cutoff(panel: Panel) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 
+from tasks import encoding as encoding_module
 from tasks.calendar import calendar_features
-from tasks.encoding import Encoding, series_starts
+from tasks.encoding import Encoding, mean_and_deviation, series_starts
 from tasks.params import Params, derive_settings
 
 STEPS, HORIZON = 300, 3
@@ -119,3 +121,16 @@ def test_series_begin_where_the_name_changes() -> None:
     frame = pd.DataFrame({"unique_id": ["a", "a", "b", "c", "c"]})
     assert series_starts(frame).tolist() == [0, 2, 3]
     assert series_starts(frame.astype("string")).tolist() == [0, 2, 3]
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_moments_do_not_depend_on_parts_and_are_those_of_all_values(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    values = np.random.default_rng(4).normal(1e6, 3.0, 2500)
+    values[::9] = np.nan
+    known = values[~np.isnan(values)]
+    assert mean_and_deviation([values]) == (known.mean(), known.std()), "one block: to the last digit"
+    monkeypatch.setattr(encoding_module, "BLOCK", 64)
+    whole, parts = mean_and_deviation([values]), mean_and_deviation(np.split(values, range(size, 2500, size)))
+    assert whole == parts
+    np.testing.assert_allclose(whole, (known.mean(), known.std()), rtol=0, atol=np.spacing(1e6))
+    assert mean_and_deviation([]) == mean_and_deviation([values[:1]]) == (0.0, 0.0)
