@@ -55,9 +55,6 @@ def forecast(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the steps of --sampler where a C++ compiler is there; takes a minute.")
     ] = False,
-    workers: Annotated[
-        int, typer.Option(help="Processes that forecast a panel of more than a million rows; the table is the same.", min=1)
-    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON records on stdout.")] = False,
     root: Root = Path("."),
 ) -> None:
@@ -67,7 +64,7 @@ def forecast(
     """
     from flows.forecast import run_forecast
 
-    raise typer.Exit(run_forecast(root, output, data, cutoff, alias, as_json, sampler, compiled, workers))
+    raise typer.Exit(run_forecast(root, output, data, cutoff, alias, as_json, sampler, compiled))
 
 
 @app.command()

@@ -16,11 +16,9 @@ def run_forecast(
     as_json: bool,
     sampler: str = "ancestral",
     compiled: bool = False,
-    workers: int = 1,
 ) -> int:
     """Forecast, write or print; returns the exit code."""
     from flows.environment import opened
-    from flows.spread import spread_of
 
     root, params = opened(root)
     from tasks.forecast import check_output, forecast_file, forecast_tables
@@ -28,13 +26,12 @@ def run_forecast(
 
     if output is not None:
         check_output(output)
-    spread = spread_of(params, workers)
     import torch
 
     torch.set_num_threads(1)  # sums in one order: the numbers are those of `weatherglass serve`, on any number of cores
     initialise()
     tables, bundle = forecast_tables(
-        root, params.registry.name, alias, data, cutoff, params.monitor.adaptive, sampler, compiled, spread
+        root, params.registry.name, alias, data, cutoff, params.monitor.adaptive, sampler, compiled
     )
     horizon, counts = bundle.encoding.schema.horizon, [0, 0, 0]
     with forecast_file(output) if output is not None else nullcontext(lambda table: None) as add:

@@ -35,7 +35,6 @@ RAY_BEYOND_THIS_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Where it is 0, Ray's servers listen on 127.0.0.1 alone, on Linux as well; else on all addresses."""
 RAY_AUTH_MODE = "RAY_AUTH_MODE"
 RAY_TOKEN = Path(".ray/auth_token")  # at home
-RAY_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "WARNING"}
 OBJECT_STORE_BYTES = 100 * 2**20  # of a local Ray cluster: members pass paths, never arrays
 
 
@@ -169,27 +168,20 @@ def _task_runner(params: Params, members: int) -> TaskRunner[Any]:
 
         if address:
             return DaskTaskRunner(address=address)
-        return DaskTaskRunner(cluster_kwargs=own_dask(workers))
-    prepare_ray(address)
+        size = {"n_workers": workers, "threads_per_worker": 1, "memory_limit": 0}
+        return DaskTaskRunner(cluster_kwargs=size | {"host": "127.0.0.1", "dashboard_address": None})
+    _prepare_ray(address)
     from prefect_ray import RayTaskRunner
 
-    settings = {**RAY_QUIET, "runtime_env": {"env_vars": KEEP_MEMORY | {"PREFECT_API_URL": os.environ["PREFECT_API_URL"]}}}
-    return RayTaskRunner(address=address or "local", init_kwargs=settings | ({} if address else own_ray(workers)))
+    variables = KEEP_MEMORY | {"PREFECT_API_URL": os.environ["PREFECT_API_URL"]}
+    settings: dict[str, Any] = {"runtime_env": {"env_vars": variables}, "log_to_driver": False, "logging_level": "WARNING"}
+    if not address:
+        settings |= {"num_cpus": workers, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        settings |= {"_node_ip_address": "127.0.0.1"}
+    return RayTaskRunner(address=address or "local", init_kwargs=settings)
 
 
-def own_dask(workers: int) -> dict[str, Any]:
-    """Of a Dask cluster on this machine: processes of one thread, which listen on loopback."""
-    size = {"n_workers": workers, "threads_per_worker": 1, "memory_limit": 0}
-    return size | {"host": "127.0.0.1", "dashboard_address": None}
-
-
-def own_ray(workers: int, store: int = OBJECT_STORE_BYTES) -> dict[str, Any]:
-    """Of a Ray cluster on this machine, whose store of objects has ``store`` bytes."""
-    size = {"num_cpus": workers, "object_store_memory": store}
-    return size | {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-
-
-def prepare_ray(address: str | None) -> None:
+def _prepare_ray(address: str | None) -> None:
     """Set what ray reads as it is imported: a cluster of its own stays on loopback, and another one gets its token.
 
     `ray start` asks for a token as soon as its user has one, but a client sends it only where the mode is set.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,15 @@ from tasks.future import NothingYet, with_future_rows
 from tasks.ingest import validate_panel
 from tasks.ingested import IngestedPanel, RowGroups
 from tasks.monitor_state import MONITOR, Tracker
-from tasks.parts import Packed, Part, Spread, in_order
 from tasks.predict import BATCH
 from tasks.prepare import INGESTED
-from tasks.registry import load_version, stored_bundle, version_behind
+from tasks.registry import load_version, version_behind
 from tasks.sampling import use_sampler
 from tasks.sources import read_table
 
 PANEL = INGESTED / "panel.parquet"
 ROWS = 2**20
 """Rows of the panel that are read and forecast from at a time."""
-Spreading = Callable[[Packed], AbstractContextManager[Spread]]
-"""Opens where parts are forecast by a bundle."""
 
 
 def forecast_tables(
@@ -42,29 +38,24 @@ def forecast_tables(
     adaptive: Method = "aci",
     sampler: str = "ancestral",
     compiled: bool = False,
-    spread: Spreading | None = None,
 ) -> tuple[Iterator[pd.DataFrame], Bundle]:
     """Forecast from the end of every series of the ingested panel, or of ``data``, or as of ``cutoff``.
 
     Yields the table in parts, of whole series in order: of a large panel never more is in memory than a part needs.
     Forecasts from the end of the ingested panel have live intervals as well, where `weatherglass monitor` has begun to keep
     them by the method ``adaptive``. ``sampler`` says how members that sample paths of bins draw them, ``compiled`` whether in
-    compiled steps. ``spread`` makes parts of a large panel elsewhere (`tasks.parts`), but for live intervals and
-    samplers other than the ancestral one; the table is the same.
+    compiled steps.
 
     Raises UserError, some of it when parts are asked for, where there is no such model, the data is not valid, a future
     covariate is missing, or the sampler wants drafts that there are not.
     """
     version, digest = version_behind(name, alias)
-    bundle, parts = load_version(name, version, digest), None
-    if spread is not None and sampler == "ancestral":
-        with stored_bundle(name, version) as folder:
-            parts = partial(spread, Packed.of(folder, bundle.name, digest))
+    bundle = load_version(name, version, digest)
     if sampler != "ancestral":
         use_sampler(root, f"{name}-{version}", digest, bundle, sampler, compiled)
     if data is None:
         live = live_intervals(root, f"{name}-{version}", digest, bundle, adaptive) if cutoff is None else None
-        return forecast_panel(bundle, _there(root), live, cutoff, spread=parts), bundle
+        return forecast_panel(bundle, _there(root), live, cutoff), bundle
     frame, _ = validate_panel(read_table(data, bundle.params), bundle.params, for_training=False)
     return iter([bundle.forecast(with_future_rows(frame, bundle.encoding, cutoff))]), bundle
 
@@ -81,12 +72,7 @@ def joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def forecast_panel(
-    bundle: Bundle,
-    path: Path,
-    live: Live | None = None,
-    cutoff: Any = None,
-    rows: int = ROWS,
-    spread: Callable[[], AbstractContextManager[Spread]] | None = None,
+    bundle: Bundle, path: Path, live: Live | None = None, cutoff: Any = None, rows: int = ROWS
 ) -> Iterator[pd.DataFrame]:
     """Forecast every series of an ingested panel, some ``rows`` rows at a time; yields the table in parts.
 
@@ -94,26 +80,12 @@ def forecast_panel(
     panel of more rows than that, histories are cut to what the bundle looks back to: running sums then begin elsewhere, which
     the last digits of ``ood_score`` may show.
     """
-    schema = bundle.encoding.schema
+    before, schema = 0, bundle.encoding.schema
     table = IngestedPanel(path)
     cut = len(table) > rows and bundle.sets is None  # bins of a new series come from all of its history
     frames = _with_future(table, bundle, cutoff, schema.context + schema.reference if cut else None, rows)
-    if len(table) <= rows:
-        yield bundle.forecast(joined(list(frames)), live)
-    elif spread is None or live is not None:  # whose state is this process's
-        for frame, before in numbered(whole_batches(frames, BATCH)):
-            yield bundle.forecast(frame, live, before)
-    else:
-        with spread() as elsewhere:
-            parts = numbered(whole_batches(frames, BATCH))
-            yield from in_order(parts, elsewhere, lambda frame, before: bundle.forecast(frame, before=before))
-
-
-def numbered(frames: Iterable[pd.DataFrame]) -> Iterator[Part]:
-    """Each part with the number of series before it."""
-    before = 0
-    for frame in frames:
-        yield frame, before
+    for frame in whole_batches(frames, BATCH) if len(table) > rows else [joined(list(frames))]:
+        yield bundle.forecast(frame, live, before)
         before += len(series_starts(frame))
 
 

@@ -181,34 +181,6 @@ def evaluated_project(
 
 
 @pytest.fixture(scope="session")
-def packed(evaluated_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The bundle of the evaluated project, a `tasks.parts.Packed`."""
-    from tasks.bundle import bundle_digest, write_bundle
-    from tasks.params import Params
-    from tasks.parts import Packed
-
-    root = tmp_path_factory.mktemp("bundle") / "project"
-    shutil.copytree(evaluated_project, root)
-    folder = write_bundle(Params.load(root=root), root)
-    return Packed.of(folder, "tiny version 1", bundle_digest(folder))
-
-
-@pytest.fixture(scope="session")
-def many_series(evaluated_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An ingested panel of 394 series like those of the evaluated project, 120 steps each."""
-    whole = pd.read_parquet(evaluated_project / "data/ingested/panel.parquet")
-    series = [part.iloc[-120:] for _, part in whole.groupby("unique_id")]
-    sizes = np.random.default_rng(1).uniform(0.5, 2, 394)
-    parts = [
-        series[number % len(series)].assign(unique_id=f"series {number:04d}", y=lambda part, size=size: part["y"] * size)
-        for number, size in enumerate(sizes)
-    ]
-    path = tmp_path_factory.mktemp("panel") / "panel.parquet"
-    pd.concat(parts, ignore_index=True).to_parquet(path, index=False, row_group_size=10_000)
-    return path
-
-
-@pytest.fixture(scope="session")
 def pipeline_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the whole pipeline is run: the tiny project with three families."""
     root = write_project(tmp_path_factory.mktemp("pipeline") / "project")
