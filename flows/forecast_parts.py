@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,17 @@ def forecast_on_cluster(root: Path, params: Params, alias: str, cutoff: str | No
     return bundle
 
 
+@dataclass
+class _Here:
+    """What stays in this process: with each task Prefect sends a worker the flow, and all that the flow's function holds."""
+
+    specs: Iterable[PartSpec]
+    take: Callable[[pd.DataFrame], None]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
 def run_parts(root: Path, params: Params, specs: Iterable[PartSpec], take: Callable[[pd.DataFrame], None]) -> None:
     """Hand parts to the workers as they are written; ``take`` is given their tables in order."""
     from prefect import flow, task
@@ -55,7 +67,7 @@ def run_parts(root: Path, params: Params, specs: Iterable[PartSpec], take: Calla
     from tasks.forecast_parts import forecast_on_worker, parts_of, take_table
     from tasks.train import workers_for
 
-    workers = workers_for(params, parts_of(root))
+    workers, here = workers_for(params, parts_of(root)), _Here(specs, take)
 
     @flow(name="forecasts", task_runner=runners.task_runner(params, workers), validate_parameters=False, persist_result=False)
     def forecasts() -> None:
@@ -71,9 +83,9 @@ def run_parts(root: Path, params: Params, specs: Iterable[PartSpec], take: Calla
         def take_first() -> None:
             spec, future = waiting.popleft()
             _raise_failure(spec, runners.error_of(future))
-            take(take_table(spec))
+            here.take(take_table(spec))
 
-        for spec in specs:
+        for spec in here.specs:
             waiting.append((spec, work.with_options(name=spec.name).submit(spec)))
             if len(waiting) >= AHEAD * workers:
                 take_first()

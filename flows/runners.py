@@ -1,4 +1,4 @@
-"""Where members are trained: processes of this machine, or a Dask or Ray cluster through Prefect's task runners."""
+"""Where members and parts of a panel are worked on: this machine, or a Dask or Ray cluster through Prefect's task runners."""
 
 from __future__ import annotations
 
