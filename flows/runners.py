@@ -1,4 +1,4 @@
-"""Where members are trained: processes of this machine, or a Dask or Ray cluster through Prefect's task runners."""
+"""Where members and parts of a panel are worked on: this machine, or a Dask or Ray cluster through Prefect's task runners."""
 
 from __future__ import annotations
 
@@ -93,14 +93,14 @@ def run_on_cluster(specs: Sequence[MemberSpec]) -> None:
 
     params = specs[0].params
     check_runner(params)
-    _check_prefect(params)
+    check_prefect(params)
 
-    @flow(name="members", task_runner=_task_runner(params, len(specs)), validate_parameters=False, persist_result=False)
+    @flow(name="members", task_runner=task_runner(params, len(specs)), validate_parameters=False, persist_result=False)
     def members() -> None:
         work: Any = task(
             retries=len(RETRY_SECONDS),
             retry_delay_seconds=RETRY_SECONDS,
-            retry_condition_fn=_worth_another_try,
+            retry_condition_fn=worth_another_try,
             cache_policy=NO_CACHE,
             persist_result=False,
         )(complete_on_worker)
@@ -134,13 +134,13 @@ def _failures(running: dict[PrefectFuture[None], MemberSpec]) -> list[tuple[str,
                 continue
             spec = running.pop(future)
             bar.ended(spec.name)
-            error = _error_of(future)
+            error = error_of(future)
             if error is not None:
                 failures.append((spec.name, error))
     return failures
 
 
-def _error_of(future: PrefectFuture[None]) -> BaseException | None:
+def error_of(future: PrefectFuture[None]) -> BaseException | None:
     """What a task ended with: its own error, or the cluster's where its workers died too often; None for success."""
     try:
         outcome: object = future.result(raise_on_failure=False)
@@ -149,7 +149,7 @@ def _error_of(future: PrefectFuture[None]) -> BaseException | None:
     return outcome if isinstance(outcome, BaseException) else None
 
 
-def _worth_another_try(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+def worth_another_try(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     """Whether an error may pass: of files, memory or a device, but not a mistake or a loss that diverges each time."""
     from tasks.member import DivergedError
 
@@ -157,7 +157,7 @@ def _worth_another_try(task: Task[..., Any], run: TaskRun, state: State[Any]) ->
     return not isinstance(error, (UserError, DivergedError))
 
 
-def _task_runner(params: Params, members: int) -> TaskRunner[Any]:
+def task_runner(params: Params, members: int) -> TaskRunner[Any]:
     """Prefect's runner for ``runner`` and ``runner_address``; a local cluster has a process a worker, one member each."""
     from tasks.train import KEEP_MEMORY, workers_for
 
@@ -203,7 +203,7 @@ def _options(params: Params) -> AbstractContextManager[Any]:
     return remote_options(num_gpus=params.train.devices if there else 0)
 
 
-def _check_prefect(params: Params) -> None:
+def check_prefect(params: Params) -> None:
     """Refuse workers elsewhere together with a Prefect server that only this machine reaches."""
     if params.runner_address is None or params.runner_address == "auto":
         return

@@ -55,7 +55,7 @@ def forecast_tables(
         use_sampler(root, f"{name}-{version}", digest, bundle, sampler, compiled)
     if data is None:
         live = live_intervals(root, f"{name}-{version}", digest, bundle, adaptive) if cutoff is None else None
-        return forecast_panel(bundle, _there(root), live, cutoff), bundle
+        return forecast_panel(bundle, panel_file(root), live, cutoff), bundle
     frame, _ = validate_panel(read_table(data, bundle.params), bundle.params, for_training=False)
     return iter([bundle.forecast(with_future_rows(frame, bundle.encoding, cutoff))]), bundle
 
@@ -80,12 +80,21 @@ def forecast_panel(
     panel of more rows than that, histories are cut to what the bundle looks back to: running sums then begin elsewhere, which
     the last digits of ``ood_score`` may show.
     """
+    for frame, before in panel_parts(bundle, path, cutoff, rows):
+        yield bundle.forecast(frame, live, before)
+
+
+def panel_parts(bundle: Bundle, path: Path, cutoff: Any = None, rows: int = ROWS) -> Iterator[tuple[pd.DataFrame, int]]:
+    """Histories and rows to forecast of an ingested panel, in parts, each with the number of series before it.
+
+    Where the panel has more than ``rows`` rows, parts are of whole batches of series, but for the last.
+    """
     before, schema = 0, bundle.encoding.schema
     table = IngestedPanel(path)
     cut = len(table) > rows and bundle.sets is None  # bins of a new series come from all of its history
     frames = _with_future(table, bundle, cutoff, schema.context + schema.reference if cut else None, rows)
     for frame in whole_batches(frames, BATCH) if len(table) > rows else [joined(list(frames))]:
-        yield bundle.forecast(frame, live, before)
+        yield frame, before
         before += len(series_starts(frame))
 
 
@@ -117,7 +126,7 @@ def whole_batches(frames: Iterable[pd.DataFrame], size: int) -> Iterator[pd.Data
         yield joined(waiting)
 
 
-def _there(root: Path) -> Path:
+def panel_file(root: Path) -> Path:
     """The ingested panel's file; raises UserError where there is none."""
     if not (root / PANEL).exists():
         raise UserError(f"{PANEL} is not there; run `weatherglass run` first or give --data FILE.")
@@ -126,7 +135,7 @@ def _there(root: Path) -> Path:
 
 def ingested_panel(root: Path, series: str | None = None) -> pd.DataFrame:
     """The panel as `weatherglass ingest` has left it, or one series of it; raises UserError where there is none."""
-    return pd.read_parquet(_there(root), filters=None if series is None else [("unique_id", "==", series)])
+    return pd.read_parquet(panel_file(root), filters=None if series is None else [("unique_id", "==", series)])
 
 
 def live_intervals(root: Path, name: str, digest: str, bundle: Bundle, adaptive: Method) -> Live | None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import socket
-import threading
 from pathlib import Path
 
 from tasks.errors import UserError
 from tasks.files import write_text
+from tasks.in_turn import IN_TURN
 from tasks.member import MemberSpec
 from tasks.prepare import PREPARED
 from tasks.train import complete_member
 
 EPOCH = "epoch.txt"
-_alone = threading.Lock()  # members draw from their process's random numbers, so a worker with threads takes them in turn
 
 
 def complete_on_worker(spec: MemberSpec) -> None:
@@ -30,7 +29,7 @@ def complete_on_worker(spec: MemberSpec) -> None:
     def report(epoch: int, loss: float) -> None:
         write_text(spec.folder / EPOCH, f"{epoch} {loss}")
 
-    with _alone:
+    with IN_TURN:
         complete_member(spec, report)
 
 

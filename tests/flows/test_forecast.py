@@ -25,7 +25,7 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
     whole["is_ood"], whole["abstain"] = [True, True, False, False, True, True], [False, False, False, False, True, True]
     bundle = SimpleNamespace(name="tiny version 1", encoding=SimpleNamespace(schema=SimpleNamespace(horizon=2)))
     parts = [whole.iloc[:4], whole.iloc[4:].reset_index(drop=True)]
-    params = SimpleNamespace(registry=SimpleNamespace(name="tiny"), monitor=SimpleNamespace(adaptive="aci"))
+    params = SimpleNamespace(runner="local", registry=SimpleNamespace(name="tiny"), monitor=SimpleNamespace(adaptive="aci"))
     monkeypatch.setattr(environment, "opened", lambda root: (root, params))
     monkeypatch.setattr(tasks.tracking_store, "initialise", lambda: None)
     monkeypatch.setattr(tasks.forecast, "forecast_tables", lambda *given: (iter(parts), bundle))

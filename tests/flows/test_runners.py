@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 from prefect.states import Failed
 
-from flows.runners import _check_prefect, _worth_another_try, check_runner, members_runner
+from flows.runners import check_prefect, check_runner, members_runner, worth_another_try
 from tasks.errors import UserError
 from tasks.member import DivergedError
 from tasks.params import Params
@@ -91,14 +91,14 @@ def test_workers_elsewhere_need_a_prefect_server_that_they_reach(
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", api_url)
     if fits:
-        _check_prefect(params("dask", address))
+        check_prefect(params("dask", address))
         return
     with pytest.raises(UserError, match=rf"cannot reach the Prefect server at {api_url}: set services\.prefect_api_url"):
-        _check_prefect(params("dask", address))
+        check_prefect(params("dask", address))
 
 
 @pytest.mark.parametrize(
     ("error", "again"), [(OSError(116, "stale"), True), (UserError("x"), False), (DivergedError("x"), False)]
 )
 def test_what_may_pass_is_tried_again_and_a_mistake_is_not(error: Exception, again: bool) -> None:
-    assert _worth_another_try(None, None, Failed(data=error)) is again  # type: ignore[arg-type]
+    assert worth_another_try(None, None, Failed(data=error)) is again  # type: ignore[arg-type]
