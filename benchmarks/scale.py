@@ -174,11 +174,11 @@ def measure(
 
 
 def with_earlier(found: dict[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """What `measure` has found, and of an ``earlier`` result the sizes that were not measured again."""
+    """What `measure` has found, and of an ``earlier`` result what was not measured again."""
     sizes = dict(zip(earlier["rows"], earlier["series"], strict=True)) | dict(zip(found["rows"], found["series"], strict=True))
     figures = {name: dict(found["figures"].get(name, {})) for name in dict.fromkeys((*earlier["names"], *found["names"]))}
     for name, by_rows in earlier["figures"].items():
-        figures[name] |= {rows: each for rows, each in by_rows.items() if int(rows) not in found["rows"]}
+        figures[name] = dict(by_rows) | figures[name]
     rows = sorted(sizes)
     return {"rows": rows, "series": [sizes[size] for size in rows], "names": list(figures), "figures": figures}
 
@@ -286,7 +286,9 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--peers", type=Path, default=Path(".venv-peers/bin/python"), help="an interpreter with them")
     options.add_argument("--no-peers", action="store_true", help="pytorch-forecasting alone, which we carry ourselves")
     options.add_argument("--folder", type=Path, help="for panels and artefacts meanwhile; None: the system's")
-    options.add_argument("--keep", action="store_true", help="other sizes that the file of --json has stay in it")
+    options.add_argument(
+        "--keep", action="store_true", help="what the file of --json has of other sizes and stages stays in it"
+    )
     given = options.parse_args(arguments)
     if given.keep and (given.json is None or not given.json.exists()):
         raise UserError(f"--keep wants the file of --json to be there, and {given.json} is not.")

@@ -125,6 +125,26 @@ def figures_of(*seconds: float | None) -> dict[str, Any]:
     return {str(10**power): figures for power, figures in enumerate(each, start=4)}
 
 
+def test_an_earlier_result_keeps_what_was_not_measured_again() -> None:
+    earlier = {
+        "rows": [10**4, 10**5], "series": [10, 100], "names": ["ingest", "load", "peer"],
+        "figures": {"ingest": figures_of(1.0, 2.0), "load": figures_of(3.0, 4.0), "peer": figures_of(5.0)},
+    }  # fmt: skip
+    again = {
+        "rows": [10**5, 10**6],
+        "series": [100, 1000],
+        "names": ["ingest"],
+        "figures": {"ingest": figures_of(9.0, 8.0, 7.0)},
+    }
+    again["figures"]["ingest"].pop("10000")  # type: ignore[index]
+    found = scale.with_earlier(again, earlier)
+    assert found["rows"] == [10**4, 10**5, 10**6] and found["series"] == [10, 100, 1000]
+    assert found["names"] == ["ingest", "load", "peer"]
+    seconds = {name: {rows: each["seconds"] for rows, each in by.items()} for name, by in found["figures"].items()}
+    assert seconds["ingest"] == {"10000": 1.0, "100000": 8.0, "1000000": 7.0}
+    assert seconds["load"] == {"10000": 3.0, "100000": 4.0} and seconds["peer"] == {"10000": 5.0}
+
+
 def test_exponents_are_those_of_the_large_sizes() -> None:
     found = scale.exponents(
         {"ingest": figures_of(1.0, 2.0, 20.0, 200.0), "load": figures_of(3.0, 3.0), "train": figures_of(1.0)}
