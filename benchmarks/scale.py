@@ -286,9 +286,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.add_argument("--peers", type=Path, default=Path(".venv-peers/bin/python"), help="an interpreter with them")
     options.add_argument("--no-peers", action="store_true", help="pytorch-forecasting alone, which we carry ourselves")
     options.add_argument("--folder", type=Path, help="for panels and artefacts meanwhile; None: the system's")
-    options.add_argument(
-        "--keep", action="store_true", help="what the file of --json has of other sizes and stages stays in it"
-    )
+    options.add_argument("--keep", action="store_true", help="what --json's file has of other sizes and stages stays in it")
     given = options.parse_args(arguments)
     if given.keep and (given.json is None or not given.json.exists()):
         raise UserError(f"--keep wants the file of --json to be there, and {given.json} is not.")
