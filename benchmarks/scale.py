@@ -302,7 +302,7 @@ def main(arguments: list[str] | None = None) -> None:
     if given.keep:
         found = with_earlier(found, read_json(given.json))
     result = {
-        **found, **exponents(found["figures"]), **ratios(found["figures"], list(peers)), "goals": GOALS,
+        **found, **exponents(found["figures"]), **ratios(found["figures"], [name for name in found["names"] if name not in STAGES]), "goals": GOALS,
         "family": given.family, "batches": given.batches, "limit_seconds": limits[0], "limit_gb": limits[1],
         "machine": machine() | {"torch_threads": 1}, "versions": versions(("torch", "numpy", "pandas", "pyarrow")),
         "notes": list(NOTES),
