@@ -301,8 +301,9 @@ def main(arguments: list[str] | None = None) -> None:
     found = measure(given.sizes, stages, peers, given.family, given.batches, limits, given.folder)
     if given.keep:
         found = with_earlier(found, read_json(given.json))
+    others = [name for name in found["names"] if name not in STAGES]
     result = {
-        **found, **exponents(found["figures"]), **ratios(found["figures"], [name for name in found["names"] if name not in STAGES]), "goals": GOALS,
+        **found, **exponents(found["figures"]), **ratios(found["figures"], others), "goals": GOALS,
         "family": given.family, "batches": given.batches, "limit_seconds": limits[0], "limit_gb": limits[1],
         "machine": machine() | {"torch_threads": 1}, "versions": versions(("torch", "numpy", "pandas", "pyarrow")),
         "notes": list(NOTES),
