@@ -66,7 +66,8 @@ class MemberModule(L.LightningModule):
             exempt = parameter.dim() < 2 or getattr(parameter, "_no_weight_decay", False)
             (plain if exempt else decayed).append(parameter)
         groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+        fused = train.precision == "float32"  # under autocast Lightning clips no gradients of a fused optimizer
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
         steps = config.max_epochs * -(-train.batches_per_epoch // train.accumulate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=steps, pct_start=0.2)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -113,6 +113,22 @@ def test_a_second_run_of_a_family_waits_for_the_first_and_says_so(tmp_path: Path
     assert "waiting for process" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("change", [{"train.precision": "bf16"}, {"train.accumulate": 3}])
+def test_sixteen_bits_and_added_gradients_train_to_about_the_same_loss(
+    prepared_project: Path, trained_project: Path, tmp_path: Path, edit_params: Callable[..., None], change: dict[str, object]
+) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(prepared_project, root)
+    edit_params(root, {"families": ["tcn"], "train.members": 1} | change)
+    train_family(Params.load(root=root), root, "tcn")
+    values, plain = quantiles(root, "tcn", "test"), quantiles(trained_project, "tcn", "test")
+    assert np.isfinite(values).all() and not np.array_equal(values[0], plain[0])
+    target = load_prepared(root)
+    truth = target.panel.targets(target.windows["test"]).numpy()
+    errors = [float(np.abs(each[0, :, :, 11] - truth).mean()) for each in (values, plain)]
+    assert errors[0] == pytest.approx(errors[1], rel=0.25)
+
+
 def test_a_diverged_member_is_told_in_one_sentence_that_names_the_key(
     prepared_project: Path, tmp_path: Path, edit_params: Callable[..., None]
 ) -> None:
