@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.common import at_least, machine, parser, report, table, versions
@@ -23,7 +24,7 @@ from models.forecasters import config as configs
 from models.forecasters.base import Forecaster
 from models.forecasters.factory import NETWORKS, build_forecaster
 from models.loading import ahead
-from models.panel import Batch, Panel, PanelSchema, WindowLoader, Windows
+from models.panel import Batch, Panel, PanelSchema, WindowLoader
 
 SERIES, LENGTH, CONTEXT, HORIZON, WARM_UP, LAST = 200, 2000, 168, 48, 3, 10
 COMPARED = 128
@@ -68,8 +69,8 @@ def build(family: str, schema: PanelSchema) -> Forecaster:
 
 
 def loader(panel: Panel, size: int, batches: int) -> WindowLoader:
-    cutoffs = torch.arange(LENGTH // 2, LENGTH - HORIZON)
-    windows = Windows(torch.arange(SERIES).repeat_interleave(len(cutoffs)), cutoffs.repeat(SERIES))
+    first = np.full(SERIES, LENGTH // 2)
+    windows = panel.window_grid(first, np.full(SERIES, LENGTH - HORIZON - 1), stride=1, minimum=1)
     return WindowLoader(panel, windows, size, batches, seed=1)
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.errors import UserError
-
 if TYPE_CHECKING:
     import pandas as pd
     from prefect.futures import PrefectFuture
@@ -60,8 +58,7 @@ class _Here:
 
 def run_parts(root: Path, params: Params, specs: Iterable[PartSpec], take: Callable[[pd.DataFrame], None]) -> None:
     """Hand parts to the workers as they are written; ``take`` is given their tables in order."""
-    from prefect import flow, task
-    from prefect.cache_policies import NO_CACHE
+    from prefect import flow
 
     from flows import runners
     from tasks.forecast_parts import forecast_on_worker, parts_of, take_table
@@ -71,18 +68,13 @@ def run_parts(root: Path, params: Params, specs: Iterable[PartSpec], take: Calla
 
     @flow(name="forecasts", task_runner=runners.task_runner(params, workers), validate_parameters=False, persist_result=False)
     def forecasts() -> None:
-        work: Any = task(
-            retries=len(runners.RETRY_SECONDS),
-            retry_delay_seconds=runners.RETRY_SECONDS,
-            retry_condition_fn=runners.worth_another_try,
-            cache_policy=NO_CACHE,
-            persist_result=False,
-        )(forecast_on_worker)
+        work = runners.tried(forecast_on_worker)
         waiting: deque[tuple[PartSpec, PrefectFuture[None]]] = deque()
 
         def take_first() -> None:
             spec, future = waiting.popleft()
-            _raise_failure(spec, runners.error_of(future))
+            if (error := runners.error_of(future)) is not None:
+                runners.raise_failure(spec.name, error)
             here.take(take_table(spec))
 
         for spec in here.specs:
@@ -93,10 +85,3 @@ def run_parts(root: Path, params: Params, specs: Iterable[PartSpec], take: Calla
             take_first()
 
     forecasts()
-
-
-def _raise_failure(spec: PartSpec, error: BaseException | None) -> None:
-    if isinstance(error, UserError):
-        raise error
-    if error is not None:
-        raise RuntimeError(f"{spec.name}: {type(error).__name__}: {error}") from error

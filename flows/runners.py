@@ -6,12 +6,12 @@ import importlib.util
 import ipaddress
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 from tasks.errors import UserError
@@ -86,8 +86,7 @@ def run_on_cluster(specs: Sequence[MemberSpec]) -> None:
     RuntimeError
         A member failed, or the workers that tried it died too often.
     """
-    from prefect import flow, task
-    from prefect.cache_policies import NO_CACHE
+    from prefect import flow
 
     from tasks.workers import complete_on_worker
 
@@ -97,21 +96,34 @@ def run_on_cluster(specs: Sequence[MemberSpec]) -> None:
 
     @flow(name="members", task_runner=task_runner(params, len(specs)), validate_parameters=False, persist_result=False)
     def members() -> None:
-        work: Any = task(
-            retries=len(RETRY_SECONDS),
-            retry_delay_seconds=RETRY_SECONDS,
-            retry_condition_fn=worth_another_try,
-            cache_policy=NO_CACHE,
-            persist_result=False,
-        )(complete_on_worker)
+        work = tried(complete_on_worker)
         with _options(params):
             failures = _failures({work.with_options(name=spec.name).submit(spec): spec for spec in specs})
         for name, error in failures:
-            if isinstance(error, UserError):
-                raise error
-            raise RuntimeError(f"{name}: {type(error).__name__}: {error}") from error
+            raise_failure(name, error)
 
     members()
+
+
+def tried(work: Callable[..., None]) -> Any:
+    """``work`` as a Prefect task, which is tried again where its error may pass."""
+    from prefect import task
+    from prefect.cache_policies import NO_CACHE
+
+    return task(
+        retries=len(RETRY_SECONDS),
+        retry_delay_seconds=RETRY_SECONDS,
+        retry_condition_fn=worth_another_try,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )(work)
+
+
+def raise_failure(name: str, error: BaseException) -> NoReturn:
+    """Raise what a task named ``name`` ended with: a mistake as it is, anything else as RuntimeError."""
+    if isinstance(error, UserError):
+        raise error
+    raise RuntimeError(f"{name}: {type(error).__name__}: {error}") from error
 
 
 def _failures(running: dict[PrefectFuture[None], MemberSpec]) -> list[tuple[str, BaseException]]:

@@ -7,7 +7,6 @@ its part alone and not on who makes it, and tables in order are those of one mac
 from __future__ import annotations
 
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,12 +19,11 @@ import pandas as pd
 
 from models.uncertainty.adaptive import Method
 from tasks.bundle import Bundle, Live
-from tasks.errors import UserError
 from tasks.files import atomic_path, locked
 from tasks.forecast import ROWS, live_intervals, panel_file, panel_parts
-from tasks.in_turn import IN_TURN
 from tasks.ingested import IngestedPanel
 from tasks.monitor_state import MONITOR
+from tasks.on_worker import IN_TURN, must_see
 from tasks.registry import stored_bundle, version_behind
 
 PARTS = Path(".weatherglass/parts")
@@ -114,11 +112,7 @@ def forecast_on_worker(spec: PartSpec) -> None:
     """
     import torch
 
-    if not spec.frame.exists():
-        raise UserError(
-            f"a worker on {socket.gethostname()} does not see {spec.frame}; keep the project in a folder that all "
-            "workers share under one path, or set runner: local."
-        )
+    must_see(spec.frame)
     torch.set_num_threads(1)
     with IN_TURN:
         bundle, live = _loaded(spec.champion)

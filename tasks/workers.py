@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
-from tasks.errors import UserError
 from tasks.files import write_text
-from tasks.in_turn import IN_TURN
 from tasks.member import MemberSpec
+from tasks.on_worker import IN_TURN, must_see
 from tasks.prepare import PREPARED
 from tasks.train import complete_member
 
@@ -20,11 +18,7 @@ def complete_on_worker(spec: MemberSpec) -> None:
 
     Raises UserError where the worker does not see the project's data.
     """
-    if not (spec.root / PREPARED).is_dir():
-        raise UserError(
-            f"a worker on {socket.gethostname()} does not see {spec.root / PREPARED}; keep the project in a folder that all "
-            "workers share under one path, or set runner: local."
-        )
+    must_see(spec.root / PREPARED)
 
     def report(epoch: int, loss: float) -> None:
         write_text(spec.folder / EPOCH, f"{epoch} {loss}")
