@@ -130,10 +130,11 @@ def test_they_get_one_thread_and_no_password(monkeypatch: pytest.MonkeyPatch) ->
 def test_all_end_when_who_asks_them_is_killed(working: bool) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
     command = [sys.executable, "-c", TREE, "60" if working else "0"]
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    assert parent.stdout is not None
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert parent.stdout is not None and parent.stderr is not None
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(pids) == 4
+    assert "asleep\n" in iter(parent.stderr.readline, ""), "the one that is asked is at it before the kill"
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     if working:  # one that is at work ends after it
