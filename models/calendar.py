@@ -34,6 +34,6 @@ class Calendar:
         rows = int(offsets[-1])
         return cls.of_rows(torch.zeros(rows, 0), torch.zeros(rows, 0, dtype=torch.int64), offsets)
 
-    def of(self, series: Tensor | slice, later: Tensor | int = 0) -> Calendar:
+    def of(self, series: Tensor, later: Tensor | int) -> Calendar:
         """The same steps for other series: those chosen, each beginning ``later`` steps after it did."""
         return replace(self, first=self.first[series] + later)

@@ -21,8 +21,8 @@ __all__ = ["Batch", "Panel", "PanelSchema", "SequentialLoader", "WindowGrid", "W
 
 Batch = dict[str, Tensor]
 
-LEVEL_ROWS = 2**20
-"""Rows over which sums run at a time."""
+CELLS = 2**20
+"""Values of history that are held at a time."""
 
 SCALE_FLOOR = 1e-2  # of the window's mean size: keeps an almost constant window from exploding when it is scaled
 
@@ -211,69 +211,27 @@ class Panel:
         of the series' last ``reference`` steps in units of their standard deviation, and the logarithm of the ratio
         of the standard deviations. Growth over years leaves both near zero; a sudden shift does not.
         """
-        order = windows.series.argsort(stable=True)
-        sorted_series, found = windows.series[order], list[tuple[Tensor, Tensor]]()
-        for first, last in self._blocks(LEVEL_ROWS):
-            begin, end = torch.searchsorted(sorted_series, torch.tensor([first, last])).tolist()
-            if begin < end:
-                chosen = windows[order[begin:end]]
-                found.append(self._of_series(first, last)._levels(Windows(chosen.series - first, chosen.cutoff)))
-        if not found:
-            return self.rows.new_zeros(0, dtype=torch.float64), self.rows.new_zeros((0, 2), dtype=torch.float64)
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order))
-        return torch.cat([scale for scale, _ in found])[back], torch.cat([features for _, features in found])[back]
+        schema = self.schema
+        chunk = max(1, CELLS // schema.reference)
+        scale, features = torch.empty(len(windows), dtype=torch.float64), torch.empty((len(windows), 2), dtype=torch.float64)
+        for start in range(0, len(windows), chunk):
+            part = slice(start, start + chunk)
+            history, known = self.history(windows[part], schema.reference)
+            mean, scale[part] = _moments(history[:, -schema.context :], known[:, -schema.context :])
+            base, spread = _moments(history, known)
+            features[part] = torch.stack([(mean - base) / spread, torch.log(scale[part] / spread)], dim=1)
+        return scale, features
 
-    def _blocks(self, rows: int) -> Iterator[tuple[int, int]]:
-        """Series ``[first, last)`` one after the other that have ``rows`` rows together, or one that has more."""
-        first = 0
-        while first < self.n_series:
-            end = int(torch.searchsorted(self.offsets, self.offsets[first] + rows, right=True)) - 1
-            last = min(max(end, first + 1), self.n_series)
-            yield first, last
-            first = last
+    def history(self, windows: Windows, steps: int) -> tuple[Tensor, Tensor]:
+        """The target's last ``steps`` values before each cutoff, float64 ``(n, steps)``, 0 where there is none.
 
-    def _of_series(self, first: int, last: int) -> Panel:
-        """The panel of series ``[first, last)`` alone, in the same memory."""
-        begin, end = int(self.offsets[first]), int(self.offsets[last])
-        offsets, own = self.offsets[first : last + 1] - begin, slice(first, last)
-        return Panel(self.schema, self.rows[begin:end], self.calendar.of(own), self.static[own], offsets, self.observed[own])
-
-    def _levels(self, windows: Windows) -> tuple[Tensor, Tensor]:
-        """`levels` by running sums over the whole panel."""
-        unit, centre, spread = self._standardised_target()
-        zero = unit.new_zeros(1)
-        sums, squares = torch.cat([zero, unit.cumsum(0)]), torch.cat([zero, unit.square().cumsum(0)])
-        stop = self.offsets[windows.series] + windows.cutoff
-        loc, size = centre[windows.series], spread[windows.series]
-
-        def moments(length: Tensor) -> tuple[Tensor, Tensor]:
-            mean = (sums[stop] - sums[stop - length]) / length
-            deviation = ((squares[stop] - squares[stop - length]) / length - mean**2).clamp(min=0).sqrt() * size
-            mean = mean * size + loc
-            return mean, torch.maximum(deviation, SCALE_FLOOR * mean.abs()).clamp(min=1e-6)
-
-        mean, scale = moments(windows.cutoff.clamp(max=self.schema.context))
-        base, spread = moments(windows.cutoff.clamp(max=self.schema.reference))
-        return scale, torch.stack([(mean - base) / spread, torch.log(scale / spread)], dim=1)
-
-    def _standardised_target(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The target in units of its own series ``(n_rows,)``, and each series' mean and deviation ``(n_series,)``.
-
-        All float64, so that running sums over the panel lose no digits of a small series beside a large one.
+        Also returns which steps lie within the series, bool ``(n, steps)``.
         """
-        target = self.rows[:, 0].to(torch.float64)
-        seen = ~target.isnan()
-        series = torch.repeat_interleave(torch.arange(self.n_series), self.offsets.diff())
-
-        def mean(values: Tensor) -> Tensor:
-            total = values.new_zeros(self.n_series).index_add_(0, series[seen], values[seen])
-            return total / torch.bincount(series[seen], minlength=self.n_series).clamp(min=1)
-
-        centre = mean(target)
-        target = (target - centre[series]).nan_to_num()
-        spread = mean(target.square()).sqrt().clamp(min=1e-12)
-        return target / spread[series], centre, spread
+        step = windows.cutoff[:, None] + torch.arange(-steps, 0)
+        index = (step.clamp(min=0) + self.offsets[windows.series][:, None]).flatten()
+        values = self.rows[:, 0].index_select(0, index).view(step.shape).to(torch.float64).nan_to_num_()
+        known = step >= 0
+        return values.mul_(known), known
 
     def _location_scale(self, history: Tensor, lengths: Tensor, full: bool) -> tuple[Tensor, Tensor]:
         """Mean and floored standard deviation of each history, ``(B,)`` each."""
@@ -303,6 +261,14 @@ class Panel:
                 value = column[before.clamp(min=0) + offset]
                 parts.append(torch.where(before >= 0, value, loc[:, None]))
         return torch.stack(parts, dim=-1)
+
+
+def _moments(values: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and floored standard deviation of ``values`` ``(n, m)``, 0 where not ``known``, ``(n,)`` each."""
+    count = known.sum(1)
+    mean = values.sum(1) / count
+    deviation = ((values - mean[:, None]).mul_(known).square_().sum(1) / count).sqrt()
+    return mean, torch.maximum(deviation, SCALE_FLOOR * mean.abs()).clamp(min=1e-6)
 
 
 @dataclass

@@ -92,6 +92,22 @@ class Predictive:
             return self.tail_quantile(level, upper=False) if level <= 0.5 else self.tail_quantile(1 - level, upper=True)
         return torch.where(level <= 0.5, self.tail_quantile(level, upper=False), self.tail_quantile(1 - level, upper=True))
 
+    def quantiles(self, levels: Tensor) -> Tensor:
+        """`quantile` at each of ``levels`` ``(P,)`` in (0, 1), ``(..., P)``, at once.
+
+        A quantile at a given level lies on the line through two knots: those beside it, or the outermost two in a tail.
+        """
+        own, count = self.levels.cpu(), len(LEVELS)
+        levels = levels.to(own)
+        cell = torch.searchsorted(own, levels).clamp(1, count - 1)
+        share = (levels - own[cell - 1]) / (own[cell] - own[cell - 1])
+        low = torch.log(levels / own[0]) / torch.log(own[1] / own[0])
+        high = 1.0 + torch.log((1 - own[-1]) / (1 - levels)) / torch.log((1 - own[-2]) / (1 - own[-1]))
+        share = torch.where(levels < own[0], low, torch.where(levels > own[-1], high, share))
+        knots, device = self._knots(), self.values.device
+        left, right = (knots.index_select(-1, place.to(device)) for place in (cell - 1, cell))
+        return left.add_(share.to(device) * right.sub_(left))
+
     def tail_quantile(self, tail: Tensor, *, upper: bool) -> Tensor:
         """The value with probability ``tail`` beyond it, on the upper or lower side; exact for the smallest tails.
 

@@ -63,10 +63,8 @@ class _Blocks:
     def gather(cls, panel: Panel, windows: Windows) -> _Blocks:
         schema, length = panel.schema, block_length(panel.schema)
         count = schema.reference // length
-        step = windows.cutoff[:, None] - count * length + torch.arange(count * length)
-        rows = step.clamp(min=0) + panel.offsets[windows.series][:, None]
-        known = (step >= 0).view(len(windows), count, length)[:, :, 0]
-        values = panel.rows[:, 0][rows].to(torch.float64).nan_to_num().view(len(windows), count, length)
+        values, known = (each.view(len(windows), count, length) for each in panel.history(windows, count * length))
+        known = known[:, :, 0]
         return cls(values * known[:, :, None], known, schema.context // length)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,8 +11,8 @@ from torch import Tensor
 
 from models.predictive import LEVELS, Predictive, pinball_loss
 
-CRPS_ROWS = 512
-"""Windows whose CRPS is computed at once: what they need stays in the processor's cache, and memory does not grow with them."""
+CRPS_CELLS = 2**17
+"""Quantiles that a CRPS takes at once: they stay in the processor's cache, and memory does not grow with windows."""
 DECILES = [LEVELS.index(round(0.1 * i, 1)) for i in range(1, 10)]
 
 
@@ -38,16 +39,14 @@ def crps(predictive: Predictive, target: Tensor, points: int = 100) -> Tensor:
 def _crps_by_part(predictive: Predictive, target: Tensor, points: int) -> Tensor:
     if not target.dim() or len(target) != len(predictive.values):  # one window, or shapes that broadcast
         return _crps(predictive, target, points)
-    parts = zip(predictive.values.split(CRPS_ROWS), target.split(CRPS_ROWS), strict=True)
+    rows = max(1, CRPS_CELLS // max(1, points * math.prod(target.shape[1:])))
+    parts = zip(predictive.values.split(rows), target.split(rows), strict=True)
     return torch.cat([_crps(Predictive(values), truth, points) for values, truth in parts])
 
 
 def _crps(predictive: Predictive, target: Tensor, points: int) -> Tensor:
     levels = (torch.arange(points, dtype=torch.float64) + 0.5) / points
-    total = torch.zeros_like(target)
-    for level in levels:
-        total += pinball_loss(predictive.quantile(level)[..., None], target, level[None])[..., 0]
-    return 2.0 * total / points
+    return 2.0 * pinball_loss(predictive.quantiles(levels), target, levels).mean(-1)
 
 
 def wape(forecast: Tensor, target: Tensor) -> float:
@@ -221,15 +220,16 @@ def detection_intervals_by_kind(
     shared = [name for name in negative_block.unique().tolist() if bool((positive_block == name).any())]
     if len(shared) < 2:
         raise ValueError(f"a block bootstrap takes at least two blocks with clean and strange windows; there are {len(shared)}")
-    clean = [(negative_block == name).nonzero()[:, 0] for name in shared]
-    strange = [(positive_block == name).nonzero()[:, 0] for name in shared]
+    names_of_blocks = torch.tensor(shared)
+    clean, strange = (_place_of(block, names_of_blocks) for block in (negative_block, positive_block))
+    counted = [_Ranked.of(negative, positive) for positive in kinds.values()]
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.empty((resamples, len(kinds), len(DetectionScores._fields)), dtype=torch.float64)
     for row in range(resamples):
-        chosen = torch.randint(len(shared), (len(shared),), generator=generator).tolist()
-        rows, columns = (torch.cat([of_block[index] for index in chosen]) for of_block in (clean, strange))
-        for number, positive in enumerate(kinds.values()):
-            drawn[row, number] = torch.tensor(_all_scores(negative[rows], positive[columns]), dtype=torch.float64)
+        chosen = torch.randint(len(shared), (len(shared),), generator=generator)
+        times = torch.cat([torch.bincount(chosen, minlength=len(shared)), torch.zeros(1, dtype=torch.int64)])
+        for number, ranked in enumerate(counted):
+            drawn[row, number] = ranked.scores(times[clean], times[strange])
     whole = torch.tensor([_all_scores(negative, positive) for positive in kinds.values()], dtype=torch.float64)
     tail = (1.0 - confidence) / 2.0
     ends = torch.tensor([tail, 1.0 - tail], dtype=torch.float64)
@@ -243,6 +243,38 @@ def detection_intervals_by_kind(
     places = [names.index(name) for name in averaged]
     by_kind = {name: intervals(whole[index], drawn[:, index]) for index, name in enumerate(names)}
     return by_kind, intervals(whole[places].mean(0), drawn[:, places].mean(1))
+
+
+def _place_of(block: Tensor, names: Tensor) -> Tensor:
+    """Place of each window's block among the sorted ``names`` ``(b,)``; ``b`` where it is none of them."""
+    place = torch.searchsorted(names, block).clamp(max=len(names) - 1)
+    return torch.where(names[place] == block, place, len(names))
+
+
+class _Ranked(NamedTuple):
+    """Ranks of clean and of strange windows among all scores, sorted once for all resamples; equal scores share one."""
+
+    negative: Tensor
+    positive: Tensor
+    ranks: int
+
+    @classmethod
+    def of(cls, negative: Tensor, positive: Tensor) -> _Ranked:
+        values, rank = torch.unique(torch.cat([negative, positive]).to(torch.float64), return_inverse=True)
+        return cls(rank[: len(negative)], rank[len(negative) :], len(values))
+
+    def scores(self, negative: Tensor, positive: Tensor) -> Tensor:
+        """`DetectionScores` ``(3,)`` of windows that count as often as these numbers say: `_all_scores` of them repeated."""
+        clean = torch.bincount(self.negative, negative.to(torch.float64), minlength=self.ranks)
+        strange = torch.bincount(self.positive, positive.to(torch.float64), minlength=self.ranks)
+        up_to, strange_up_to = clean.cumsum(0), strange.cumsum(0)
+        n, m = up_to[-1], strange_up_to[-1]
+        auroc = (strange * (up_to - 0.5 * clean)).sum() / (n * m)
+        hits, alarms = m - strange_up_to + strange, n - up_to + clean  # at or above each rank
+        precision = hits / (hits + alarms).clamp(min=1.0)
+        aupr = (strange * precision).sum() / m
+        threshold = torch.searchsorted(strange_up_to, torch.floor(m / 20), right=True)
+        return torch.stack([auroc, aupr, alarms[threshold] / n])
 
 
 def _all_scores(negative: Tensor, positive: Tensor) -> tuple[float, float, float]:

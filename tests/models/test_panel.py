@@ -98,7 +98,9 @@ def test_a_calendar_kept_once_is_that_of_columns_repeated_in_every_row(panel: Pa
         assert_equal_to_loop(once, windows)
         for key, expected in repeated.gather(windows).items():
             torch.testing.assert_close(once.gather(windows)[key], expected, rtol=0, atol=0, equal_nan=True)
-    part = Panel._of_series(once, 1, 3)
+    begin, end, own = int(once.offsets[1]), int(once.offsets[3]), slice(1, 3)
+    later = calendar.of(torch.tensor([1, 2]), 0)
+    part = Panel(schema, once.rows[begin:end], later, once.static[own], once.offsets[1:4] - begin, once.observed[own])
     for key, expected in once.gather(windows_of((1, 20), (2, 9))).items():
         found = part.gather(windows_of((0, 20), (1, 9)))[key]
         torch.testing.assert_close(found + int(key == "groups"), expected, rtol=0, atol=0, equal_nan=True)
@@ -249,18 +251,15 @@ def test_window_grid_is_that_of_each_series_by_itself(panel: Panel, stride: int,
     assert list(zip(grid.series.tolist(), grid.cutoff.tolist(), strict=True)) == pairs
 
 
-@pytest.mark.parametrize("rows", [1, 70, 110])
-def test_levels_of_some_series_at_a_time_are_those_of_all_at_once(
-    panel: Panel, rows: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("cells", [1, 5000])
+def test_levels_of_some_windows_at_a_time_are_those_of_all_at_once(
+    panel: Panel, cells: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = panel.window_grid(np.array([1, 1, 1]), panel.observed.numpy(), stride=1, minimum=2)
     mixed = grid[torch.randperm(len(grid), generator=torch.Generator().manual_seed(1))]
     whole = panel.levels(mixed)
-    torch.testing.assert_close(whole, panel._levels(mixed), rtol=0, atol=0)
-    monkeypatch.setattr("models.panel.LEVEL_ROWS", rows)
-    torch.testing.assert_close(panel.levels(mixed), whole, rtol=1e-9, atol=1e-9)
-    few = mixed[mixed.series == 1]
-    torch.testing.assert_close(panel.levels(few)[0], whole[0][mixed.series == 1], rtol=1e-9, atol=1e-9)
+    monkeypatch.setattr("models.panel.CELLS", cells)
+    torch.testing.assert_close(panel.levels(mixed), whole, rtol=0, atol=0)
     assert [len(part) for part in panel.levels(mixed[slice(0, 0)])] == [0, 0]
 
 

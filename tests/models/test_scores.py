@@ -12,7 +12,7 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
-from models.predictive import LEVELS, Predictive
+from models.predictive import LEVELS, Predictive, pinball_loss
 from models.uncertainty import scores
 from models.uncertainty.guarantee import can_certify, coverage_band, effective_sample_size
 
@@ -59,8 +59,13 @@ def test_crps_of_normal_quantiles_is_near_the_closed_form() -> None:
 def test_crps_in_parts_is_that_of_all_at_once(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     predictive, target, _, _ = normal_forecasts()
     expected = scores._crps(predictive, target, 100)
-    monkeypatch.setattr(scores, "CRPS_ROWS", rows)
+    monkeypatch.setattr(scores, "CRPS_CELLS", rows * 300)
     assert torch.equal(scores.crps(predictive, target), expected)
+    levels = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
+    one_by_one = torch.stack(
+        [pinball_loss(predictive.quantile(each)[..., None], target, each[None])[..., 0] for each in levels]
+    )
+    torch.testing.assert_close(expected, 2 * one_by_one.mean(0), rtol=1e-12, atol=1e-12)
     assert scores.crps(Predictive(predictive.values[:0]), target[:0]).shape == (0, 3)
     one = scores.crps(Predictive(predictive.values[0, 0]), target[0])  # a distribution against several truths
     assert torch.equal(one[:1], expected[0, :1]) and one.shape == (3,)
@@ -251,6 +256,19 @@ def test_detection_intervals_hold_the_estimates_and_repeat_by_seed() -> None:
     assert again == intervals
     other = scores.detection_intervals(negative, positive, BLOCK_NAMES, BLOCK_NAMES, resamples=50, seed=4)
     assert other != intervals
+
+
+@pytest.mark.parametrize("digits", [1, 8])
+def test_a_resample_that_counts_windows_has_the_scores_of_one_that_repeats_them(digits: int) -> None:
+    """Against torchmetrics on the windows themselves, with few distinct scores and with many."""
+    generator = torch.Generator().manual_seed(5)
+    negative = torch.randn(300, generator=generator, dtype=torch.float64).round(decimals=digits)
+    positive = (1 + torch.randn(80, generator=generator, dtype=torch.float64)).round(decimals=digits)
+    ranked = scores._Ranked.of(negative, positive)
+    for _ in range(5):
+        often = [torch.randint(4, (len(each),), generator=generator) for each in (negative, positive)]
+        drawn = [each.repeat_interleave(times) for each, times in zip((negative, positive), often, strict=True)]
+        np.testing.assert_allclose(ranked.scores(*often).numpy(), scores._all_scores(*drawn), rtol=1e-6)
 
 
 def test_one_block_has_no_bootstrap() -> None:
