@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,15 +30,15 @@ def series_edges(prepared: Prepared) -> tuple[Tensor, Tensor]:
 
 
 def deciles(values: Tensor) -> Tensor:
-    """Deciles ``(9,)`` of ``values`` ``(n,)``, each half way to the next larger value, so that none lies on an edge."""
-    ordered = values.to(torch.float64).sort().values  # torch.quantile refuses more than 2^24 values
-    lower = ordered[(DECILES * (len(ordered) - 1)).floor().long()]
-    distinct = ordered.unique_consecutive()
-    place = torch.searchsorted(distinct, lower) + 1
-    beyond = distinct[-1] + 1e-6 * distinct[-1].abs().clamp(min=1.0)
-    return (lower + torch.cat([distinct, beyond[None]])[place]) / 2
+    """Deciles ``(9,)`` float64 of ``values`` ``(n,)``, each half way to the next larger value, so that none lies on an edge."""
+    ordered = np.sort(values.numpy())  # torch.quantile refuses more than 2^24 values, and torch sorts few values slowly
+    lower = ordered[(DECILES * (len(ordered) - 1)).floor().long().numpy()]
+    place, last = np.searchsorted(ordered, lower, side="right"), np.float64(ordered[-1])
+    above = ordered[np.minimum(place, len(ordered) - 1)].astype(np.float64)
+    above[place == len(ordered)] = last + 1e-6 * max(abs(last), 1.0)
+    return torch.from_numpy((lower.astype(np.float64) + above) / 2)
 
 
 def known(values: Tensor) -> Tensor:
-    """The values that are not missing, ``(m,)`` float64."""
-    return values[~values.isnan()].to(torch.float64)
+    """The values that are not missing, ``(m,)``."""
+    return values[~values.isnan()]

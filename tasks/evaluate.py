@@ -130,15 +130,16 @@ def seasonal_error(prepared: Prepared) -> Tensor:
     """Mean absolute seasonal-naive error of each series over the training fold ``(n_series,)``: MASE's denominator."""
     claim("train", "fit feature statistics")
     panel, season = prepared.panel, prepared.panel.schema.season_length
+    target = panel.rows.numpy()[:, 0]
     end = next(fold["end"] for fold in prepared.meta["folds"] if fold["name"] == "train")
-    errors = []
+    errors = np.empty(panel.n_series)
+    starts, observed = panel.offsets.tolist(), panel.observed.tolist()
     for index, first in enumerate(prepared.meta["first_step"]):
-        start = int(panel.offsets[index])
-        stop = start + max(min(end - first, int(panel.observed[index])), season + 1)
-        values = panel.rows[start:stop, 0].to(torch.float64)
-        error = (values[season:] - values[:-season]).abs().nanmean()
-        errors.append(error if error > 0 else torch.tensor(1.0, dtype=torch.float64))
-    return torch.stack(errors)
+        start = starts[index]
+        values = target[start : start + max(min(end - first, observed[index]), season + 1)].astype(np.float64)
+        error = np.abs(values[season:] - values[:-season])
+        errors[index] = np.nansum(error) / max(np.count_nonzero(~np.isnan(error)), 1)
+    return torch.from_numpy(np.where(errors > 0, errors, 1.0))
 
 
 def central_interval(predictive: Predictive, level: int) -> tuple[Tensor, Tensor]:
@@ -191,7 +192,7 @@ def gather_evidence(params: Params, root: Path, prepared: Prepared, calibration:
         joint=calibration.joint.band(after),
         uncertainty=gate.uncertainty(seen.signals, seen.score),
         risk=seen.error,
-        scale=prepared.panel.levels(seen.windows)[0],
+        scale=seen.scale,
         gate=gate,
         gate_scores=seen.score,
         perturbed=swept[MIDDLE_SIZE],

@@ -42,10 +42,11 @@ LOSS_BOUND = 0.95  # share of the OOD fold's errors that lie below what the prom
 class Look(NamedTuple):
     """What the gate and abstention see of a fold's windows, ``(n, ...)`` each.
 
-    ``error`` is the mean absolute error of the median over the horizon in units of the window's scale.
+    ``error`` is the mean absolute error of the median over the horizon in units of the window's ``scale``.
     """
 
     windows: Windows
+    scale: Tensor
     score: Tensor
     signals: Tensor
     error: Tensor
@@ -85,7 +86,7 @@ def look(root: Path, family: str, prepared: Prepared, calibration: Calibration, 
     parts = [slice(start, start + ROWS) for start in range(0, max(len(windows), 1), ROWS)]
     score = torch.cat([gate.score(gate_features(encoded[part], prepared.panel, windows[part])) for part in parts])
     error = (prepared.panel.targets(windows) - predictive.median).abs().mean(dim=1) / scale
-    return Look(windows, score, error_signals(predictive, epistemic, scale), error)
+    return Look(windows, scale, score, error_signals(predictive, epistemic, scale), error)
 
 
 def fit_gate(params: Params, root: Path, prepared: Prepared, calibration: Calibration) -> Gate:
