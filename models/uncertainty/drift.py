@@ -33,18 +33,20 @@ class Population:
     @classmethod
     def fit(cls, values: Tensor) -> Population:
         """Of values ``(n,)``, missing ones left out; values that repeat share a bin. ValueError where there is none."""
-        values = torch.from_numpy(np.sort(values[~values.isnan()].numpy()))  # np.sort: without as many places beside them
-        if not len(values):
+        ordered = np.sort(values[~values.isnan()].numpy())  # without as many places beside them, as torch's sort has
+        if not len(ordered):
             raise ValueError("a population has no value")
-        rank = (torch.arange(1, BINS) * len(values)) // BINS
-        edges = values[rank].to(torch.float64).unique()
-        edges = edges[edges > values[0]]
+        least, most = ordered[0], ordered[-1]
+        edges = np.unique(ordered[np.arange(1, BINS) * len(ordered) // BINS])
+        edges = edges[edges > least]
         if not len(edges):  # nine tenths and more are the least value: that one, and all others
-            edges = values[values > values[0]][:1].to(torch.float64)
-        mean = float(values.numpy().mean(dtype=np.float64))
-        spread = math.sqrt(float(np.square(values.numpy() - mean, dtype=np.float64).mean()))
-        counts = bin_counts(values, edges)
-        return cls(edges, counts, float(values[0]), float(values[-1]), mean, spread if spread > 0 else 1.0)
+            edges = ordered[np.searchsorted(ordered, least, side="right") :][:1]
+        below = np.searchsorted(ordered, edges, side="left")
+        counts = np.diff(below, prepend=0, append=len(ordered))  # `bin_counts` of values in order
+        mean = float(ordered.mean(dtype=np.float64))
+        spread = math.sqrt(float(np.square(ordered - mean, dtype=np.float64).mean()))
+        first, second = (torch.from_numpy(each.astype(np.float64)) for each in (edges, counts))
+        return cls(first, second, float(least), float(most), mean, spread if spread > 0 else 1.0)
 
     def stability(self, values: Tensor) -> float:
         """Population stability index of other values ``(n,)``; NaN where there is none.

@@ -63,6 +63,7 @@ def test_a_population_survives_json_and_counts_what_is_out_of_range() -> None:
 
 def test_independent_values_of_the_same_population_pass_its_limit_as_often_as_it_says() -> None:
     fold = Population.fit(normal(4000))
+    assert torch.equal(fold.counts, bin_counts(normal(4000), fold.edges))
     limit = fold.stability_limit(60, 0.05)
     passed, _, most = share_beyond([fold.stability(normal(60, seed=seed)) > limit for seed in range(1, 600)], 0.05)
     assert 5 < passed <= most, "counting half a value more makes the index a little smaller"
