@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from queue import Empty, Full, Queue
 
 import torch
+from torch import Tensor
 
 from models.panel import Batch, WindowLoader
 
@@ -26,10 +27,21 @@ def ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     """
     if device.type != "cuda":
         for batch in batches:
-            yield {key: value.to(device) for key, value in batch.items()}
+            yield moved(batch, device)
         return
     for batch in in_background(batches):
-        yield {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+        yield moved(batch, device)
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """The batch on ``device``; of an accelerator's, the lengths of the histories stay here as well, for `host_lengths`."""
+    there = {key: value.to(device, non_blocking=device.type == "cuda") for key, value in batch.items()}
+    return there if device.type == "cpu" else {**there, "host_lengths": host_lengths(batch)}
+
+
+def host_lengths(batch: Batch) -> Tensor:
+    """Lengths of the histories ``(B,)`` that can be read without waiting for a device, where `moved` has kept them."""
+    return batch.get("host_lengths", batch["encoder_lengths"])
 
 
 @dataclass

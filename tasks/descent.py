@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from models.forecasters.base import Forecaster
 from models.forecasters.factory import build_forecaster
-from models.loading import Background
+from models.loading import Background, moved
 from models.panel import Batch, SequentialLoader, WindowLoader
 from tasks.member import DivergedError, MemberSpec, Report
 from tasks.prepare import Prepared
@@ -49,6 +49,9 @@ class MemberModule(L.LightningModule):
     def val_dataloader(self) -> SequentialLoader:
         windows = self._prepared.fold("early_stopping", "choose epoch")
         return SequentialLoader(self._prepared.panel, windows, PREDICT_BATCH)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return moved(batch, device)
 
     def training_step(self, batch: Batch, index: int) -> torch.Tensor:
         loss = self.forecaster.loss(batch)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from models.forecasters.base import Forecaster
+from models.loading import moved
 from models.panel import Panel, SequentialLoader, Windows
 from models.uncertainty.mc_dropout import mc_dropout_forecast
 
@@ -52,7 +53,7 @@ def predicted_parts(
     """What `predict_windows` says, a batch at a time."""
     device = forecaster.levels.device
     for number, batch in enumerate(SequentialLoader(panel, windows, BATCH), start=before // BATCH):
-        batch = {key: value.to(device) for key, value in batch.items()}
+        batch = moved(batch, device)
         split = None
         with RANDOM_STATE, torch.inference_mode(), torch.random.fork_rng(devices=[]):
             if passes:

@@ -14,6 +14,8 @@ from models.predictive import sample_quantiles
 
 __all__ = ["DeepAR"]
 
+LEAST_VARIANCE = 1e-6
+
 
 class DeepAR(Forecaster):
     """Normal likelihood on `DeepARNetwork`, learned under teacher forcing, and forecasts from sampled paths.
@@ -48,7 +50,7 @@ class DeepAR(Forecaster):
     def loss(self, batch: Batch) -> Tensor:
         """Negative log-likelihood under teacher forcing, in the window's own scale."""
         mean, deviation = self._normal(self.network(self._inputs(batch)))
-        return nn.functional.gaussian_nll_loss(mean, scaled_target(batch), deviation**2)
+        return _negative_log_likelihood(mean, scaled_target(batch), deviation**2)
 
     def sample_paths(self, batch: Batch, paths: int) -> tuple[Tensor, Tensor]:
         """Independent joint sample paths ``(B, paths, H)`` in the window's own scale, and features ``(B, hidden)``.
@@ -75,3 +77,9 @@ class DeepAR(Forecaster):
         cont = batch["decoder_cont"]
         paths, features = self._paths(batch, stratified_normal(cont.shape[1], self.paths, cont)[:, None])
         return Prediction(unscale(sample_quantiles(paths, self.levels), batch), features)
+
+
+def _negative_log_likelihood(mean: Tensor, target: Tensor, variance: Tensor) -> Tensor:
+    """``torch.nn.functional.gaussian_nll_loss`` without its look whether a variance is negative, for which a device waits."""
+    least = variance + (variance.clamp(min=LEAST_VARIANCE) - variance).detach()
+    return 0.5 * (least.log() + (mean - target) ** 2 / least).mean()

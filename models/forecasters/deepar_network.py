@@ -18,6 +18,7 @@ from models.forecasters.config import DeepARConfig
 from models.layers.dropout import Dropout
 from models.layers.lookup import lookup_sum
 from models.layers.lstm import lstm_in_blocks
+from models.loading import host_lengths
 from models.panel import Batch, PanelSchema
 
 __all__ = ["DeepARNetwork", "State"]
@@ -89,7 +90,7 @@ class DeepARNetwork(nn.Module):
         reals = torch.cat([batch["encoder_cont"], batch["decoder_cont"]], dim=1)
         static, codes = self.split_codes(torch.cat([batch["encoder_cat"], batch["decoder_cat"]], dim=1))
         lengths, steps, horizon = batch["encoder_lengths"], batch["encoder_cont"].shape[1], batch["decoder_cont"].shape[1]
-        full = bool((lengths == steps).all())
+        full = bool((host_lengths(batch) == steps).all())
         if not full:  # let each horizon follow its history at once; what is left over comes last and is not read
             step = torch.arange(steps + horizon, device=lengths.device)[None].expand(len(lengths), -1)
             step = torch.where(step < lengths[:, None], step, step + (steps - lengths)[:, None])
@@ -114,9 +115,10 @@ class DeepARNetwork(nn.Module):
             return zero, zero
         static, codes = self.split_codes(batch["encoder_cat"])
         inputs = self.inputs(reals[:, 1:], static, codes[:, 1:], reals[:, :-1, 0])
-        if bool((lengths == inputs.shape[1]).all()):
+        here = host_lengths(batch).cpu() - 1
+        if bool((here == inputs.shape[1]).all()):
             return self._run(inputs, None)[1]
-        packed = pack_padded_sequence(inputs, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(inputs, here.clamp(min=1), batch_first=True, enforce_sorted=False)
         begun = (lengths > 0)[None, :, None]
         hidden, cell = self._run(packed, None)[1]
         return hidden * begun, cell * begun

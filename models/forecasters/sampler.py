@@ -105,17 +105,18 @@ class PathSampler:
     @torch.no_grad()
     def paths(self, batch: Batch, copies: int, seed: int) -> tuple[Tensor, Tensor]:
         """Joint sample paths ``(B, copies, H)`` in the target's units, and features ``(B, width)`` at the last known step."""
-        windows = torch.arange(len(batch["encoder_lengths"]), device=batch["encoder_lengths"].device)
+        lengths, size = batch["encoder_lengths"], max(1, ROWS_AT_A_TIME // copies)
         forecaster, drawn, features = self.target.forecaster, [], []
-        for number, piece in enumerate(windows.split(max(1, ROWS_AT_A_TIME // copies))):
-            part = {name: values[piece] for name, values in batch.items()}
-            record = self.records.get(len(piece) * copies)
+        for number, start in enumerate(range(0, len(lengths), size)):
+            part = {name: values[start : start + size] for name, values in batch.items()}
+            count = len(part["encoder_lengths"])
+            record = self.records.get(count * copies)
             if record is not None and record.own:
                 begun = time.perf_counter()
-                paths, seen = forecaster.sample_paths(part, copies, _generator(seed + number, windows))
+                paths, seen = forecaster.sample_paths(part, copies, _generator(seed + number, lengths))
                 record.count(begun, paths.shape[2])
             else:
-                keys = torch.arange(copies, device=windows.device).repeat(len(piece))
+                keys = torch.arange(copies, device=lengths.device).repeat(count)
                 streams = Streams(seed, keys, part["decoder_cont"].shape[1])
                 values = values_in_bins(forecaster, part, copies, streams)
                 target = BinnedPaths(self.target, part, copies, values)

@@ -19,6 +19,7 @@ from models.layers.gated_residual import GateAddNorm, GatedResidual
 from models.layers.interpretable_attention import InterpretableAttention, decoder_mask
 from models.layers.lstm import lstm_in_blocks
 from models.layers.variable_selection import VariableSelection
+from models.loading import host_lengths
 from models.panel import Batch, PanelSchema
 
 __all__ = ["TFTNetwork", "TFTOutput"]
@@ -99,7 +100,8 @@ class TFTNetwork(nn.Module):
         """
         history, horizon = batch["encoder_cont"], batch["decoder_cont"].index_select(2, self.future)
         lengths, steps = batch["encoder_lengths"], history.shape[1]
-        full = bool((lengths == steps).all())
+        here = host_lengths(batch).cpu()
+        full = bool((here == steps).all())
         tables = [table.weight for table in self.embeddings.children() if isinstance(table, nn.Embedding)]
         static, static_weights = self._static(batch["encoder_cat"][:, :1, : self.n_static], tables[: self.n_static], history)
         varying = tables[self.n_static :]
@@ -115,7 +117,7 @@ class TFTNetwork(nn.Module):
 
         layers = self.encoder.num_layers
         hidden, cell = (net(static).expand(layers, -1, -1).contiguous() for net in (self.initial_hidden, self.initial_cell))
-        past_output, state = self._encode(past, (hidden, cell), None if full else lengths)
+        past_output, state = self._encode(past, (hidden, cell), None if full else here)
         coming_output, _ = lstm_in_blocks(self.decoder, coming, state)
         sequence = self.after_lstm(torch.cat([past_output, coming_output], dim=1), torch.cat([past, coming], dim=1))
         enriched = self.enrichment(sequence, self.enrichment_context(static)[:, None])
@@ -138,12 +140,19 @@ class TFTNetwork(nn.Module):
     def _encode(
         self, past: Tensor, state: tuple[Tensor, Tensor], lengths: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """LSTM over the histories, each to its own length: outputs ``(B, T, hidden)`` and the state after the last step."""
+        """LSTM over the histories, each to its own length: outputs ``(B, T, hidden)`` and the state after the last step.
+
+        ``lengths`` ``(B,)`` lie in the CPU's memory; None for histories that are all whole.
+        """
         if lengths is None:
             return lstm_in_blocks(self.encoder, past, state)
-        packed = pack_padded_sequence(past, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        output, last = self.encoder(packed, state)
-        return pad_packed_sequence(output, batch_first=True, total_length=past.shape[1])[0], last
+        order = lengths.argsort(descending=True, stable=True)  # torch's own sort asks the device for the way back
+        there, back = order.to(past.device), order.argsort().to(past.device)
+        begun = tuple(each.index_select(1, there) for each in state)
+        packed = pack_padded_sequence(past.index_select(0, there), lengths[order], batch_first=True)
+        output, last = self.encoder(packed, begun)
+        output = pad_packed_sequence(output, batch_first=True, total_length=past.shape[1])[0]
+        return output.index_select(0, back), tuple(each.index_select(1, back) for each in last)
 
     def load_pytorch_forecasting(self, state: Mapping[str, Tensor]) -> None:
         """Take the weights of pytorch-forecasting's ``TemporalFusionTransformer.state_dict()`` of the same inputs.

@@ -72,10 +72,11 @@ class _SharedValueAttention(torch.autograd.Function):
         query = _split_heads(query * (LOG2E * (joint // heads) ** -0.5), heads)
         key, value = _split_heads(key, heads), value.transpose(1, 2).contiguous()
         penalty = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask, MASKED).transpose(1, 2).contiguous()
-        ctx.first = int(mask.any(0).any(0).to(torch.int8).argmax()) if len(mask) == 1 else 0
+        looks = query.device.type == "cpu"  # elsewhere a look would wait for the device
+        ctx.first = int(mask.any(0).any(0).to(torch.int8).argmax()) if looks and len(mask) == 1 else 0
         read = query.new_empty((batch * heads, width, horizon))
         constant = query.new_empty((batch * heads, 1, horizon))
-        small = bool(_longest(query) * _longest(key) < LARGE)  # a bound of all scores, by Cauchy and Schwarz
+        small = looks and bool(_longest(query) * _longest(key) < LARGE)  # a bound of all scores, by Cauchy and Schwarz
         for rows, places in _parts(query, key, heads):
             scores = _scores(query[places], key[places], penalty, rows, heads, ctx.first)
             highest = None if small else _highest(scores)
