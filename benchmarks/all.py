@@ -27,6 +27,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "scan": ("scan",),
     "streaming": ("streaming",),
     "training": ("training",),
+    "steps": ("steps",),
+    "startup": ("startup",),
     "speculative": ("speculative",),
     "projection": ("projection",),
     "uncertainty": ("uncertainty",),

@@ -1,7 +1,7 @@
 """A training step as it is, beside other ways to run it on a CPU: compiled, in bfloat16, several members as one network.
 
-``python -m benchmarks.steps --json st.json`` says for each family what a step costs by each way, one thread, taking turns. Members
-as one network are run by torch.func (stacked weights, vmap), beside as many networks one after the other.
+``python -m benchmarks.steps --json st.json`` says for each family what a step costs by each way, one thread, taking turns.
+Members as one network are run by torch.func (stacked weights, vmap), beside as many networks one after the other.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ Step = Callable[[], None]
 
 CPU = torch.device("cpu")
 NOTES = (
-    "Seconds of a step are processor time: loss, gradients, clipping and AdamW on one batch that lies in memory, default sizes.",
-    "compiled: torch.compile of the loss; compile_s is what the first step costs more, pays_after_steps how many steps earn that.",
+    "A step: loss, gradients, clipping and AdamW on one batch that lies in memory, default sizes, in processor time.",
+    "compiled: torch.compile of the loss; compile_s is what the first step costs more, pays_after_steps when that is earned.",
     "bf16: autocast, as train.precision has it.",
-    "batched: members as one network by torch.func, all reading one batch (ours draw each its own), over as many steps one after "
-    "the other. vmap takes no hand-written gradient without a rule of its own, so TCN's blocks are torch's own operations there.",
+    "batched: members as one network by torch.func, all reading one batch (ours draw each its own), over as many steps "
+    "one after the other. vmap knows no rule for our own gradients, so TCN's blocks are torch's operations there; a dash is a "
+    "network that vmap cannot run at all.",
 )
 
 
@@ -52,8 +53,8 @@ def step_of(network: Forecaster, batch: Batch, loss_of: Callable[[Batch], torch.
     return step
 
 
-def batched_step(family: str, networks: Sequence[Forecaster], batch: Batch) -> Step:
-    """A step of descent of all ``networks``, of one family, as one network that torch.func makes of them."""
+def batched_step(family: str, networks: Sequence[Forecaster], batch: Batch) -> tuple[Step, dict[str, torch.Tensor]]:
+    """A step of descent of all ``networks``, of one family, as one network that torch.func makes of them, and its weights."""
     shape = copy.deepcopy(networks[0]).to("meta")
     weights, buffers = stack_module_state(list(networks))  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(weights.values(), lr=1e-4, fused=True)
@@ -79,7 +80,7 @@ def batched_step(family: str, networks: Sequence[Forecaster], batch: Batch) -> S
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return step
+    return step, weights
 
 
 def plain_blocks(family: str) -> AbstractContextManager[Any]:
@@ -116,7 +117,7 @@ def variants(family: str, batch: Batch, schema: Any, members: Sequence[int], tol
     made["bf16"] = partial(plain, half=True, compiled=False)
     made["compiled"] = partial(plain, half=False, compiled=True)
     for count in members:
-        made[f"batched_{count}"] = lambda count=count: batched_step(family, [network() for _ in range(count)], batch)  # type: ignore[misc]
+        made[f"batched_{count}"] = lambda count=count: batched_step(family, [network() for _ in range(count)], batch)[0]  # type: ignore[misc]
     ready: dict[str, Step] = {}
     for name, make in made.items():
         started = time.process_time()

@@ -14,6 +14,8 @@ from typing import Any
 
 from benchmarks.common import HOME, RESULTS
 from benchmarks.scale_stages import STAGES
+from benchmarks.steps import cells
+from benchmarks.steps import header as step_header
 from tasks.files import read_json
 
 Result = dict[str, Any]
@@ -185,6 +187,48 @@ def many(result: Result) -> list[str]:
     return lines
 
 
+def training(result: Result) -> list[str]:
+    """Windows a second of our training and the peers', and the ratios to the best of them."""
+    lines = [
+        f"Training beside the peers, windows a second of one thread, medians of {result['rounds']} rounds "
+        "(`python -m benchmarks.training`):",
+        "",
+        "| network | ours | neuralforecast | gluonts | pytorch-forecasting | over the best peer |",
+        "|---|---|---|---|---|---|",
+    ]
+    for network in ("deepar", "tft", "tcn"):
+        sides = ("weatherglass", "neuralforecast", "gluonts", "pytorch_forecasting")
+        speeds = (result.get(f"windows_per_s_{side}_{network}") for side in sides)
+        cells = " | ".join("-" if speed is None else f"{speed:,.0f}" for speed in speeds)
+        lines.append(f"| {network} | {cells} | {result[f'{network}_ratio']:.2f} |")
+    return lines
+
+
+def steps(result: Result) -> list[str]:
+    """A training step's cost, and how much less it is by other ways to run it."""
+    header = step_header(result["members"])
+    lines = [
+        f"A training step of {result['batch']} windows, one thread, and how many times less processor time it takes by other "
+        "ways (`python -m benchmarks.steps`):",
+        "",
+        "| " + " | ".join(header) + " |",
+        "|---" * len(header) + "|",
+    ]
+    return lines + [f"| {name} | {' | '.join(cells(each, result['members']))} |" for name, each in result["families"].items()]
+
+
+def startup(result: Result) -> list[str]:
+    """What each command costs before it works."""
+    lines = [
+        "Seconds of processor time before a command works: its `--help`, and all that its flow may import "
+        "(`python -m benchmarks.startup`):",
+        "",
+        "| command | `--help` | imports |",
+        "|---|---|---|",
+    ]
+    return lines + [f"| {name} | {each['help_s']:.2f} | {each['imports_s']:.2f} |" for name, each in result["commands"].items()]
+
+
 def uncertainty(result: Result) -> list[str]:
     """Ours and the peers' 90 % intervals on each set, then alarms and doubt, from `benchmarks.uncertainty`."""
     lines = [
@@ -225,6 +269,9 @@ WRITERS: dict[str, Callable[[Result], list[str]]] = {
     "overhead": overhead,
     "serving": serving,
     "projection": projection,
+    "training": training,
+    "steps": steps,
+    "startup": startup,
     "scale": scale,
     "scale_in_short": scale_in_short,
     "many": many,

@@ -257,9 +257,7 @@ def project(
 def report(as_json: AsJson = False, root: Root = Path(".")) -> None:
     """Print where the report is, and the leaderboard of the last run."""
     from flows.outcome import pipeline_outcome, tell
-    from tasks.evaluate import METRICS, load_metrics
-    from tasks.evidence import REPORT
-    from tasks.summary import leaderboard_rows
+    from tasks.summary import METRICS, REPORT, leaderboard_rows, load_metrics
     from tasks.terminal import show_table
 
     if not (root / METRICS).exists():

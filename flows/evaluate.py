@@ -6,10 +6,9 @@ from flows.stage import Stage, run_stage
 
 
 def evaluate_flow(stage: Stage) -> None:
-    from tasks.evaluate import METRICS, load_metrics
     from tasks.evidence import evaluate_and_report
     from tasks.model_page import describe_experiment, describe_run
-    from tasks.summary import leaderboard, leaderboard_text
+    from tasks.summary import METRICS, leaderboard, leaderboard_text, load_metrics
     from tasks.tracking import StageRun
 
     shown = dict(stage.identity) | {"mlflow_run": stage.parent_run_id}

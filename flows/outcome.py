@@ -35,10 +35,8 @@ def tell(told: Any) -> None:
 
 def pipeline_outcome(root: Path, code: int) -> dict[str, Any]:
     """Where the results of a run are, its metrics and what was registered; nothing but the exit code where it failed."""
-    from tasks.evaluate import METRICS
-    from tasks.evidence import REPORT
     from tasks.files import read_json
-    from tasks.projection.run import MAP, PROJECTION
+    from tasks.summary import MAP, METRICS, PROJECTION, REPORT
     from tasks.versions import RECEIPT
 
     told: dict[str, Any] = {"exit": code}

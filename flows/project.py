@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 
 def project_flow(stage: Stage) -> None:
-    from tasks.projection.run import MAP, guard_metrics, project
+    from tasks.projection.run import guard_metrics, project
+    from tasks.summary import MAP
     from tasks.tracking import StageRun
 
     folder = stage.do(project, stage.params, stage.root)
@@ -25,7 +26,8 @@ def run_project(root: Path, as_json: bool) -> int:
     from flows.outcome import aside, tell
     from flows.pipeline import run_pipeline
     from tasks.files import read_json
-    from tasks.projection.run import GUARDS, MAP, PROJECTION
+    from tasks.projection.run import GUARDS
+    from tasks.summary import MAP, PROJECTION
 
     with aside(as_json):
         code = run_pipeline(root, ("project",), force=False)
@@ -39,8 +41,7 @@ def run_matrix(wanted: MatrixMaps, as_json: bool) -> int:
     """Draw a matrix that a user brings and say how far to believe its maps; returns the exit code."""
     from flows.outcome import tell
     from tasks.projection.matrix import project_matrix
-    from tasks.projection.run import MAP
-    from tasks.summary import CAUTION, guard_rows
+    from tasks.summary import CAUTION, MAP, guard_rows
     from tasks.terminal import show_table
 
     guards, page = project_matrix(wanted), str((wanted.output / MAP).resolve())

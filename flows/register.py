@@ -10,11 +10,10 @@ from flows.stage import Stage, run_stage
 
 
 def register_flow(stage: Stage) -> None:
-    from tasks.evaluate import load_metrics
     from tasks.experiment import experiment_name
     from tasks.files import read_json
     from tasks.registry import register, set_aside
-    from tasks.summary import receipt_text
+    from tasks.summary import load_metrics, receipt_text
     from tasks.tracking import finish_parent
 
     experiment = experiment_name()

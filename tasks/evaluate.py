@@ -24,17 +24,17 @@ from tasks.baselines.run import forecast_fold
 from tasks.calibrate import load_calibration, time_block, window_series
 from tasks.energy import energy_metrics
 from tasks.ensemble import ENSEMBLE, pooled
-from tasks.files import atomic_dir, read_json, write_json
+from tasks.files import atomic_dir, write_json
 from tasks.folds import claim
 from tasks.gate import encoder_family, gate_features, look
 from tasks.params import Params
 from tasks.prepare import Prepared, load_prepared
 from tasks.repairs import repair_metrics
 from tasks.sets import set_metrics
+from tasks.summary import METRICS
 from tasks.train import TRAINED
 
 BASELINE = Path("artifacts/baselines")
-METRICS = Path("metrics/test.json")
 MOST_PERTURBED = 2000  # test windows, at each size and kind
 KEPT = 0.8  # share of windows at which errors are compared
 
@@ -301,8 +301,3 @@ def write_plots(root: Path, evidence: Evidence) -> None:
     with atomic_dir(root / "plots") as folder:
         reliability.round(6).to_csv(folder / "reliability.csv", index=False)
         steps.round(6).to_csv(folder / "coverage_by_step.csv", index=False)
-
-
-def load_metrics(root: Path) -> dict[str, float]:
-    """``metrics/test.json``."""
-    return dict(read_json(root / METRICS))

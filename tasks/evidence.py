@@ -38,8 +38,8 @@ from tasks.report import (
     Steps,
     render_report,
 )
+from tasks.summary import REPORT
 
-REPORT = Path("reports/report.html")
 HISTORY_SHOWN = 4  # horizons of history on a fan chart
 
 

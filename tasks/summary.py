@@ -1,12 +1,22 @@
-"""Results in a few lines of text."""
+"""What a run leaves for people: where it lies, and results in a few lines of text."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from tasks.files import read_json
 from tasks.terminal import aligned
 
+METRICS = Path("metrics/test.json")
+REPORT = Path("reports/report.html")
+PROJECTION, MAP = Path("artifacts/projection"), "map.html"
 COLUMNS = ("wql", "wape", "mase", "coverage_90", "joint_coverage_90", "width_90")
+
+
+def load_metrics(root: Path) -> dict[str, float]:
+    """``metrics/test.json``."""
+    return dict(read_json(root / METRICS))
 
 
 def leaderboard(metrics: dict[str, float]) -> list[dict[str, str]]:

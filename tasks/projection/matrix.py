@@ -15,7 +15,8 @@ from tasks.files import atomic_dir, write_json, write_text
 from tasks.projection.maps import LEAST, METHODS, make_atlas
 from tasks.projection.page import MOST_NAMES, View, render_map
 from tasks.projection.points import Colour, Points
-from tasks.projection.run import GUARDS, MAP, guards_of, with_coordinates
+from tasks.projection.run import GUARDS, guards_of, with_coordinates
+from tasks.summary import MAP
 
 MOST_POINTS = 100_000
 MOST_CLASSES = 20  # distinct numbers in a column of labels that still count as names

@@ -16,9 +16,9 @@ from tasks.prepare import load_prepared
 from tasks.projection.maps import Atlas, make_atlas
 from tasks.projection.page import View, render_map
 from tasks.projection.points import Points, series_points, window_points
+from tasks.summary import MAP, PROJECTION
 
-PROJECTION = Path("artifacts/projection")
-MAP, GUARDS = "map.html", "guards.json"
+GUARDS = "guards.json"
 
 
 def project(params: Params, root: Path) -> Path:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from tasks.evidence import REPORT, evaluate_and_report
+from tasks.evidence import evaluate_and_report
 from tasks.files import read_json
 from tasks.params import Params
 from tasks.report import format_metric
+from tasks.summary import REPORT
 
 CONTRAST = """(() => {
   const light = (c) => { const v = c.map((x) => { x /= 255; return x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4; });

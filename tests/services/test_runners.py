@@ -18,8 +18,8 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from tasks.evaluate import load_metrics
 from tasks.params import Params
+from tasks.summary import load_metrics
 from tasks.train import CHECKPOINTS, TRAINED, train_family
 from tasks.workers import last_report
 

@@ -23,12 +23,13 @@ from models.uncertainty.scores import coverage
 from tasks.calibrate import CALIBRATION, calibrate, group_promises, load_calibration, window_series
 from tasks.ensemble import POOLED, make_ensemble, member_weights, pooled
 from tasks.errors import UserError
-from tasks.evaluate import BASELINE, evaluate, load_metrics
+from tasks.evaluate import BASELINE, evaluate
 from tasks.folds import FoldLeak
 from tasks.gate import encoder_family
 from tasks.params import Params
 from tasks.prepare import load_prepared
 from tasks.settings import FOLDS
+from tasks.summary import load_metrics
 from tasks.train import TRAINED
 
 TENTHS = [LEVELS.index(round(0.1 * i, 1)) for i in range(1, 10)]

@@ -12,11 +12,12 @@ from models.uncertainty.descriptors import DESCRIPTORS, descriptors
 from models.uncertainty.perturb import HELD_OUT, PERTURBATIONS, TUNING
 from tasks.calibrate import guarantee_card, load_calibration
 from tasks.ensemble import ENSEMBLE
-from tasks.evaluate import gather_evidence, load_metrics
+from tasks.evaluate import gather_evidence
 from tasks.folds import FoldLeak
 from tasks.gate import apart, encoder_family, error_signals, fit_gate, gate_features, look
 from tasks.params import Params
 from tasks.prepare import load_prepared
+from tasks.summary import load_metrics
 
 
 def test_features_are_the_encoders_and_the_descriptors(evaluated_project: Path) -> None:

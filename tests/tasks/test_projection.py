@@ -19,7 +19,8 @@ from tasks.params import Params
 from tasks.projection.maps import Atlas, make_atlas
 from tasks.projection.page import View, pack_colour, pack_sparks, render_map, unit_square
 from tasks.projection.points import Colour, Points
-from tasks.projection.run import PROJECTION, guard_metrics, project
+from tasks.projection.run import guard_metrics, project
+from tasks.summary import PROJECTION
 
 
 def clusters(n: int = 60, groups: int = 4, dims: int = 20, seed: int = 5) -> tuple[np.ndarray, np.ndarray]:

@@ -11,10 +11,10 @@ import torch
 from scipy import stats
 
 from models.predictive import LEVELS, Predictive
-from tasks.evaluate import load_metrics
 from tasks.repairs import bin_calibration_error
 from tasks.report import ReportData
 from tasks.report_repairs import repairs
+from tasks.summary import load_metrics
 
 NORMAL = torch.from_numpy(stats.norm.ppf(LEVELS))
 
