@@ -21,10 +21,10 @@ from benchmarks.common import at_least, machine, parser, report, table, versions
 from benchmarks.datasets import DATASETS, Benchmark
 from benchmarks.path import FAMILIES, our_params, run_ours
 from models.predictive import LEVELS, Predictive
-from models.uncertainty.calibration import INTERVAL_LEVELS
 from tasks.errors import UserError
-from tasks.evaluate import central_interval, model_metrics, seasonal_error
+from tasks.evaluate import seasonal_error
 from tasks.files import read_json, write_json
+from tasks.model_scores import model_scores
 from tasks.prepare import INGESTED
 
 BASELINES = ["seasonal_naive", "auto_ets"]
@@ -53,8 +53,7 @@ def run_peers(benchmark: Benchmark, root: Path, interpreter: Path, budget: float
     for name in PEERS:
         values = np.load(out / f"{name}.npy").reshape(len(windows), schema.horizon, -1)
         predictive = Predictive(torch.from_numpy(values))
-        intervals = {level: central_interval(predictive, level) for level in INTERVAL_LEVELS}
-        row = model_metrics(predictive, target, scale, intervals, None)
+        row = model_scores(predictive, target).metrics(target, scale)
         metrics |= {f"{name}/{key}": value for key, value in row.items()}
     return metrics, dict(read_json(out / "times.json"))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.predictive import Predictive
 
-__all__ = ["ROWS", "PredictiveParts"]
+__all__ = ["ROWS", "PredictiveParts", "in_parts"]
 
 ROWS = 2048
 """Windows that are held in float64 at a time."""
@@ -22,6 +22,11 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: slice) -> Tensor: ...
+
+
+def in_parts(rows: Rows) -> Predictive:
+    """Distributions of the windows of ``rows``, a part at a time where there are more than `ROWS`."""
+    return Predictive(rows[:]) if len(rows) <= ROWS else PredictiveParts(rows)
 
 
 class PredictiveParts(Predictive):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.predictive import Predictive
-from models.predictive_parts import ROWS, PredictiveParts
+from models.predictive_parts import in_parts
 from models.uncertainty.ensemble import WINDOWS, decompose, greedy_weights, pool
 from tasks.arrays import ArrayFile, ArrayRows
 from tasks.files import atomic_dir, read_json, write_json
@@ -108,8 +108,12 @@ def pool_fold(root: Path, families: Sequence[str], fold: str, weights: Tensor, m
 
 def pooled(root: Path, model: str, fold: str, purpose: str) -> Predictive:
     """Pooled forecast of ``ensemble`` or a family on a fold, for a purpose that is the fold's own."""
-    rows = ArrayRows(root / POOLED / f"{model}_{claim(fold, purpose)}.npy")
-    return Predictive(rows[:]) if len(rows) <= ROWS else PredictiveParts(rows)
+    return in_parts(pooled_rows(root, model, fold, purpose))
+
+
+def pooled_rows(root: Path, model: str, fold: str, purpose: str) -> ArrayRows:
+    """The quantiles ``(n, H, Q)`` that `pooled` is made of, read when asked for."""
+    return ArrayRows(root / POOLED / f"{model}_{claim(fold, purpose)}.npy")
 
 
 def member_weights(root: Path) -> list[dict[str, str | int | float]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from models.panel import Windows
 from models.predictive import Predictive
 from models.uncertainty import scores
-from models.uncertainty.calibration import INTERVAL_LEVELS, JOINT_LEVEL, Calibration
+from models.uncertainty.calibration import INTERVAL_LEVELS, Calibration
 from models.uncertainty.comparison import Comparison, paired_block_bootstrap
 from models.uncertainty.gate import Gate
 from models.uncertainty.perturb import HELD_OUT, MIDDLE_SIZE, PERTURBATIONS, SIZES, perturbed_panel
@@ -27,6 +27,7 @@ from tasks.ensemble import ENSEMBLE, pooled
 from tasks.files import atomic_dir, write_json
 from tasks.folds import claim
 from tasks.gate import encoder_family, gate_features, look
+from tasks.model_scores import BASELINE, ModelScores, Piece, RunPieces, central_interval, pieces_of, run_pieces
 from tasks.params import Params
 from tasks.prepare import Prepared, load_prepared
 from tasks.repairs import repair_metrics
@@ -34,7 +35,6 @@ from tasks.sets import set_metrics
 from tasks.summary import METRICS
 from tasks.train import TRAINED
 
-BASELINE = Path("artifacts/baselines")
 MOST_PERTURBED = 2000  # test windows, at each size and kind
 KEPT = 0.8  # share of windows at which errors are compared
 
@@ -84,35 +84,33 @@ def run_baselines(params: Params, root: Path) -> Path:
     return root / BASELINE
 
 
-def evaluate(params: Params, root: Path) -> tuple[dict[str, float], Evidence, Prepared]:
-    """Score every model on the test fold; writes ``metrics/test.json`` and ``plots/``."""
+def evaluate(params: Params, root: Path, run: RunPieces = run_pieces) -> tuple[dict[str, float], Evidence, Prepared]:
+    """Score every model on the test fold; writes ``metrics/test.json`` and ``plots/``. ``run`` scores pieces of the fold."""
     prepared = load_prepared(root)
     windows = prepared.fold("test", "evaluate")
     target = prepared.panel.targets(windows)
     scale = seasonal_error(prepared)[windows.series]
     calibrations, gate, _ = load_calibration(root)
-    series = window_series(prepared, windows)
     metrics: dict[str, float] = {}
     losses: dict[str, Tensor] = {}
-    for model, calibration in calibrations.items():
-        predictive = calibration.apply(pooled(root, model, "test", "evaluate"))
-        intervals = {level: calibration.interval(predictive, level, series) for level in INTERVAL_LEVELS}
-        joint = calibration.joint.band(predictive)
-        loss = scores.crps(predictive, target)
-        metrics |= _prefixed(model, model_metrics(predictive, target, scale, intervals, joint, loss))
-        losses[model] = loss.mean(1)
-    for name in params.baselines.models:
-        predictive = Predictive(torch.from_numpy(np.load(root / BASELINE / f"{name}.npy")))
-        intervals = {level: central_interval(predictive, level) for level in INTERVAL_LEVELS}
-        loss = scores.crps(predictive, target)
-        metrics |= _prefixed(name, model_metrics(predictive, target, scale, intervals, None, loss))
-        losses[name] = loss.mean(1)
+    found: list[ModelScores] = []
+
+    def take(piece: Piece, scored: ModelScores) -> None:
+        found.append(scored)
+        if piece.last == len(windows):
+            whole = ModelScores.joined(found)
+            found.clear()
+            metrics.update(_prefixed(piece.model, whole.metrics(target, scale)))
+            losses[piece.model] = whole.crps.mean(1)
+
+    models = (*calibrations, *params.baselines.models)
+    run([piece for model in models for piece in pieces_of(root, model, len(windows))], take)
     evidence = gather_evidence(params, root, prepared, calibrations[ENSEMBLE], gate)
     evidence = replace(evidence, compared=compare(losses, blocks(prepared, windows)))
     metrics |= _prefixed(ENSEMBLE, trust_metrics(evidence))
     metrics |= _prefixed(ENSEMBLE, energy_metrics(params, root, prepared, gate, evidence.gate_scores))
-    for measure in (repair_metrics, set_metrics):
-        metrics |= _prefixed(ENSEMBLE, measure(root, prepared, calibrations[ENSEMBLE]))
+    metrics |= _prefixed(ENSEMBLE, repair_metrics(root, prepared, calibrations[ENSEMBLE], metrics))
+    metrics |= _prefixed(ENSEMBLE, set_metrics(root, prepared, calibrations[ENSEMBLE]))
     write_json(root / METRICS, {key: round(value, 6) for key, value in metrics.items() if np.isfinite(value)})
     write_plots(root, evidence)
     return metrics, evidence, prepared
@@ -140,41 +138,6 @@ def seasonal_error(prepared: Prepared) -> Tensor:
         error = np.abs(values[season:] - values[:-season])
         errors[index] = np.nansum(error) / max(np.count_nonzero(~np.isnan(error)), 1)
     return torch.from_numpy(np.where(errors > 0, errors, 1.0))
-
-
-def central_interval(predictive: Predictive, level: int) -> tuple[Tensor, Tensor]:
-    """The central interval that a distribution itself gives, in percent."""
-    tail = torch.tensor((1 - level / 100) / 2, dtype=torch.float64)
-    return predictive.tail_quantile(tail, upper=False), predictive.tail_quantile(tail, upper=True)
-
-
-def model_metrics(
-    predictive: Predictive,
-    target: Tensor,
-    scale: Tensor,
-    intervals: dict[int, tuple[Tensor, Tensor]],
-    joint: tuple[Tensor, Tensor] | None,
-    crps: Tensor | None = None,
-) -> dict[str, float]:
-    """Metrics of one model on windows ``(n, H)`` by DESIGN's names; widths and CRPS in the target's units.
-
-    ``crps`` ``(n, H)`` is worked out where it is left out.
-    """
-    row = {
-        "wql": scores.wql(predictive, target),
-        "crps": float((scores.crps(predictive, target) if crps is None else crps).mean()),
-        "wape": scores.wape(predictive.median, target),
-        "mase": scores.mase(predictive.median, target, scale),
-        "ece": scores.calibration_error(predictive, target),
-        "pit_ks": scores.pit_distance(predictive.cdf(target)),
-    }
-    for level, (lower, upper) in intervals.items():
-        row[f"coverage_{level}"] = float(scores.coverage(lower, upper, target).double().mean())
-        row[f"width_{level}"] = float((upper - lower).mean())
-    if joint is not None:
-        row[f"joint_coverage_{JOINT_LEVEL}"] = float(scores.coverage(*joint, target).all(dim=1).double().mean())
-        row[f"joint_width_{JOINT_LEVEL}"] = float((joint[1] - joint[0]).mean())
-    return row
 
 
 def gather_evidence(params: Params, root: Path, prepared: Prepared, calibration: Calibration, gate: Gate) -> Evidence:

@@ -20,6 +20,7 @@ from tasks.ensemble import POOLED
 from tasks.evaluate import Detection, Evidence, evaluate, step_table
 from tasks.files import read_json, write_text
 from tasks.interpret import INTERPRETATION
+from tasks.model_scores import RunPieces, run_pieces
 from tasks.params import Params
 from tasks.prepare import INGESTED, Prepared
 from tasks.report import (
@@ -43,9 +44,9 @@ from tasks.summary import REPORT
 HISTORY_SHOWN = 4  # horizons of history on a fan chart
 
 
-def evaluate_and_report(params: Params, root: Path, identity: dict[str, str]) -> Path:
+def evaluate_and_report(params: Params, root: Path, identity: dict[str, str], run: RunPieces = run_pieces) -> Path:
     """Score the test fold and write ``reports/report.html``; returns its path."""
-    metrics, evidence, prepared = evaluate(params, root)
+    metrics, evidence, prepared = evaluate(params, root, run)
     write_text(root / REPORT, render_report(report_data(params, root, metrics, evidence, prepared, identity)))
     return root / REPORT
 

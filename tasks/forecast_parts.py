@@ -7,9 +7,7 @@ its part alone and not on who makes it, and tables in order are those of one mac
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,14 +17,12 @@ import pandas as pd
 
 from models.uncertainty.adaptive import Method
 from tasks.bundle import Bundle, Live
-from tasks.files import atomic_path, locked
+from tasks.files import atomic_path
 from tasks.forecast import ROWS, live_intervals, panel_file, panel_parts
 from tasks.ingested import IngestedPanel
 from tasks.monitor_state import MONITOR
 from tasks.on_worker import IN_TURN, must_see
 from tasks.registry import stored_bundle, version_behind
-
-PARTS = Path(".weatherglass/parts")
 
 
 @dataclass(frozen=True)
@@ -73,16 +69,6 @@ class PartSpec:
 def parts_of(root: Path, rows: int = ROWS) -> int:
     """Into how many parts the ingested panel falls, about; raises UserError where there is none."""
     return -(-len(IngestedPanel(panel_file(root))) // rows)
-
-
-@contextmanager
-def shared_folder(root: Path) -> Iterator[Path]:
-    """A folder in the project for one run's parts; what a run that was killed has left is deleted, and another waits."""
-    with locked(root / PARTS / "lock"):
-        for left in (root / PARTS).glob("run-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        with tempfile.TemporaryDirectory(prefix="run-", dir=root / PARTS, ignore_cleanup_errors=True) as folder:
-            yield Path(folder)
 
 
 def share_champion(root: Path, folder: Path, name: str, alias: str, adaptive: Method | None) -> Champion:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -19,22 +20,22 @@ NAMES = {"calibration_error": "ece", "pit_distance": "pit_ks", "crps": "crps"}
 BAND_KEY = f"bonferroni_width_{JOINT_LEVEL}"
 
 
-def repair_metrics(root: Path, prepared: Prepared, calibration: Calibration) -> dict[str, float]:
+def repair_metrics(root: Path, prepared: Prepared, calibration: Calibration, metrics: Mapping[str, float]) -> dict[str, float]:
     """Of the ensemble on the test fold, by flat names without the model.
 
     ``<score>_before`` and ``<score>_after`` temperature: ``ece`` the mean distance of nominal and observed quantile level,
     ``bin_ece`` the expected calibration error of the likeliest decile bin, ``pit_ks`` and ``crps``. The mean width of the
     band that Bonferroni's bound would give, to hold beside ``joint_width``; infinite where the fold is too short for it.
+    ``metrics`` has ``ensemble/<score>``, which are those after temperature.
     """
     windows = prepared.fold("test", "evaluate")
     target, edges = prepared.panel.targets(windows), series_edges(prepared)[0][windows.series][:, None]
     before = pooled(root, ENSEMBLE, "test", "evaluate")
     after = calibration.apply(before)
-    found: dict[str, float] = {}
+    found = {f"{NAMES[name]}_before": value for name, value in calibration_summary(before, target).items()}
+    found |= {f"{name}_after": metrics[f"{ENSEMBLE}/{name}"] for name in NAMES.values()}
     for when, predictive in (("before", before), ("after", after)):
-        row = {NAMES[name]: value for name, value in calibration_summary(predictive, target).items()}
-        row["bin_ece"] = bin_calibration_error(predictive, target, edges)
-        found |= {f"{name}_{when}": value for name, value in row.items()}
+        found[f"bin_ece_{when}"] = bin_calibration_error(predictive, target, edges)
     lower, upper = calibration.bonferroni.band(after)
     return found | {BAND_KEY: float((upper - lower).mean())}
 

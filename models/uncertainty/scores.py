@@ -18,13 +18,18 @@ DECILES = [LEVELS.index(round(0.1 * i, 1)) for i in range(1, 10)]
 
 def wql(predictive: Predictive, target: Tensor) -> float:
     """Weighted quantile loss over tau = 0.1 ... 0.9: mean of ``sum 2 pinball / sum |y|`` (M5, GIFT-Eval)."""
-    target = target.to(torch.float64)
-    levels = predictive.levels[DECILES]
+    return wql_of(predictive.each(lambda part, truth: decile_losses(part, truth)[None], target.to(torch.float64)), target)
 
-    def summed(part: Predictive, truth: Tensor) -> Tensor:
-        return pinball_loss(part.values[..., DECILES], truth, levels).sum(dim=tuple(range(truth.dim())))[None]
 
-    return float(2.0 * predictive.each(summed, target).sum(0).mean() / target.abs().sum())
+def decile_losses(predictive: Predictive, target: Tensor) -> Tensor:
+    """Sums of the pinball losses at tau = 0.1 ... 0.9, ``(9,)``, of which `wql_of` makes the weighted quantile loss."""
+    losses = pinball_loss(predictive.values[..., DECILES], target.to(torch.float64), predictive.levels[DECILES])
+    return losses.sum(dim=tuple(range(target.dim())))
+
+
+def wql_of(losses: Tensor, target: Tensor) -> float:
+    """`wql` of the `decile_losses` ``(p, 9)`` of parts of the windows, for all their truths ``(n, H)``."""
+    return float(2.0 * losses.sum(0).mean() / target.to(torch.float64).abs().sum())
 
 
 def crps(predictive: Predictive, target: Tensor, points: int = 100) -> Tensor:
@@ -67,18 +72,24 @@ def coverage(lower: Tensor, upper: Tensor, target: Tensor) -> Tensor:
 
 def reliability(predictive: Predictive, target: Tensor) -> Tensor:
     """Observed share of truths at or below each of ``LEVELS``, ``(Q,)``."""
-    below = predictive.each(lambda part, truth: _below(part, truth)[None], target.to(torch.float64)).sum(0)
+    below = predictive.each(lambda part, truth: truths_below(part, truth)[None], target.to(torch.float64)).sum(0)
     return below / target.numel()
 
 
-def _below(predictive: Predictive, target: Tensor) -> Tensor:
+def truths_below(predictive: Predictive, target: Tensor) -> Tensor:
     """How many truths are at or below each of ``LEVELS``, ``(Q,)``."""
-    return (target[..., None] <= predictive.values).to(torch.float64).sum(dim=tuple(range(target.dim())))
+    return (target.to(torch.float64)[..., None] <= predictive.values).to(torch.float64).sum(dim=tuple(range(target.dim())))
 
 
 def calibration_error(predictive: Predictive, target: Tensor) -> float:
     """Mean distance between nominal and observed level over ``LEVELS`` (Kuleshov et al., 2018)."""
-    return float((reliability(predictive, target) - predictive.levels).abs().mean())
+    below = predictive.each(lambda part, truth: truths_below(part, truth)[None], target.to(torch.float64))
+    return calibration_error_of(below, target.numel())
+
+
+def calibration_error_of(below: Tensor, count: int) -> float:
+    """`calibration_error` of the `truths_below` ``(p, Q)`` of parts of ``count`` truths."""
+    return float((below.sum(0) / count - torch.tensor(LEVELS, dtype=torch.float64)).abs().mean())
 
 
 def pit_distance(pit: Tensor) -> float:

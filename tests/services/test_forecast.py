@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from tasks.forecast import PANEL
-from tasks.forecast_parts import PARTS, parts_of
+from tasks.forecast_parts import parts_of
+from tasks.on_worker import PARTS
 from tasks.params import Params
 from tasks.registry import register
 from tasks.tracking import initialise, parent_run

@@ -15,16 +15,15 @@ from tasks.bundle import Bundle, bundle_digest, write_bundle
 from tasks.errors import UserError
 from tasks.forecast import PANEL, forecast_file, forecast_panel
 from tasks.forecast_parts import (
-    PARTS,
     Champion,
     PartSpec,
     forecast_on_worker,
     parts_of,
     share_champion,
-    shared_folder,
     take_table,
     write_parts,
 )
+from tasks.on_worker import PARTS, shared_folder
 from tasks.params import Params
 from tasks.predict import BATCH
 

@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cloudpickle
-import pandas as pd
 import pytest
 from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ThreadPoolTaskRunner
 
-import tasks.forecast_parts
 from flows import runners
-from flows.forecast_parts import AHEAD, run_parts
+from flows.parts import AHEAD, run_in_order
 from tasks.errors import UserError
 from tasks.forecast_parts import Champion, PartSpec
 from tasks.params import Params
@@ -36,15 +34,14 @@ class Threads(ThreadPoolTaskRunner):
 
 @pytest.fixture(autouse=True)
 def two_threads(prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Two threads in place of a cluster's workers, and a panel of nine parts."""
+    """Two threads in place of a cluster's workers."""
     monkeypatch.setattr(runners, "task_runner", lambda params, parts: Threads(max_workers=WORKERS))
     monkeypatch.setattr(runners, "RETRY_SECONDS", [0.0, 0.0])
-    monkeypatch.setattr(tasks.forecast_parts, "parts_of", lambda root: PARTS)
     with temporary_settings({PREFECT_API_URL: prefect_api}):
         yield
 
 
-def work(folder: Path, monkeypatch: pytest.MonkeyPatch, on_worker: Callable[[PartSpec], None]) -> tuple[list[int], int]:
+def work(folder: Path, on_worker: Callable[[PartSpec], None]) -> tuple[list[int], int]:
     """Numbers of the parts in the order in which they were taken, and how many were there at a time."""
     champion, taken, most = Champion(folder, "tiny", "1", "", None), list[int](), [0]
 
@@ -53,10 +50,8 @@ def work(folder: Path, monkeypatch: pytest.MonkeyPatch, on_worker: Callable[[Par
             most[0] = max(most[0], number + 1 - len(taken))
             yield PartSpec(champion, number, 0)
 
-    monkeypatch.setattr(tasks.forecast_parts, "forecast_on_worker", on_worker)
-    monkeypatch.setattr(tasks.forecast_parts, "take_table", lambda spec: pd.DataFrame({"number": [spec.number]}))
     params = Params.model_validate({"runner": "dask", "train": {"workers": WORKERS}})
-    run_parts(folder, params, specs(), lambda table: taken.append(int(table["number"].iloc[0])))
+    run_in_order("parts", params, specs(), on_worker, lambda spec: taken.append(spec.number), WORKERS)
     return taken, most[0]
 
 
@@ -67,7 +62,7 @@ def test_tables_come_in_order_and_few_parts_wait(tmp_path: Path, monkeypatch: py
         time.sleep(0.3 if spec.number == 0 else 0.0)
         ended.append(spec.number)
 
-    taken, most = work(tmp_path, monkeypatch, on_worker)
+    taken, most = work(tmp_path, on_worker)
     assert taken == list(range(PARTS))
     assert ended != taken, "the first one ended after others"
     assert most <= AHEAD * WORKERS
@@ -81,7 +76,7 @@ def test_a_part_is_tried_again_where_a_worker_fails(tmp_path: Path, monkeypatch:
         if spec.number == 4 and tries[4] < 3:
             raise OSError("stale file handle")
 
-    assert work(tmp_path, monkeypatch, on_worker)[0] == list(range(PARTS))
+    assert work(tmp_path, on_worker)[0] == list(range(PARTS))
     assert tries == [3 if number == 4 else 1 for number in range(PARTS)]
 
 
@@ -98,7 +93,7 @@ def test_a_mistake_is_told_at_once_and_a_failure_after_three_tries(
 
     told = "^series a has 1 value$" if isinstance(error, UserError) else "^part_1: OSError: no space$"
     with pytest.raises(UserError if isinstance(error, UserError) else RuntimeError, match=told):
-        work(tmp_path, monkeypatch, on_worker)
+        work(tmp_path, on_worker)
     assert len(seen) == tries
 
 
