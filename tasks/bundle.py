@@ -19,7 +19,7 @@ from models.predictive import Predictive
 from models.uncertainty.calibration import INTERVAL_LEVELS, JOINT_LEVEL, Calibration
 from models.uncertainty.conformal_scores import Bounds
 from models.uncertainty.energy import EnergyAlarm, either_p_value
-from models.uncertainty.ensemble import decompose, pool
+from models.uncertainty.ensemble import all_aleatoric, decompose, pool
 from models.uncertainty.gate import Gate
 from tasks.calibrate import load_calibration
 from tasks.encoding import Encoding
@@ -335,5 +335,4 @@ def _split(predicted: Predicted) -> torch.Tensor:
     """Aleatoric and epistemic variance within one member ``(2, n, H)``; all aleatoric without MC dropout passes."""
     if predicted.split is not None:
         return torch.from_numpy(predicted.split).double()
-    variance = Predictive(torch.from_numpy(predicted.quantiles)).variance
-    return torch.stack([variance, torch.zeros_like(variance)])
+    return all_aleatoric(torch.from_numpy(predicted.quantiles))

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from models.predictive import Predictive
-from models.predictive_parts import in_parts
-from models.uncertainty.ensemble import WINDOWS, decompose, greedy_weights, pool
+from models.predictive_parts import ROWS, in_parts
+from models.uncertainty.ensemble import all_aleatoric, decompose, greedy_weights, pool
 from tasks.arrays import ArrayFile, ArrayRows
 from tasks.files import atomic_dir, read_json, write_json
 from tasks.folds import claim
@@ -42,8 +42,7 @@ class FoldMembers:
         """
         if self._split.exists():
             return torch.from_numpy(np.load(self._split, mmap_mode="r")[:, :, windows].astype(np.float64))
-        variance = Predictive(values).variance
-        return torch.stack([variance, torch.zeros_like(variance)], dim=1)
+        return all_aleatoric(values, dim=1)
 
 
 class AllMembers:
@@ -95,8 +94,8 @@ def pool_fold(root: Path, families: Sequence[str], fold: str, weights: Tensor, m
     names = (ENSEMBLE, *families, "aleatoric", "epistemic")
     with ExitStack() as files:
         written = [files.enter_context(ArrayFile(folder / f"{name}_{fold}.npy", n)) for name in names]
-        for start in range(0, max(n, 1), WINDOWS):
-            windows = slice(start, start + WINDOWS)
+        for start in range(0, max(n, 1), ROWS):
+            windows = slice(start, start + ROWS)
             by_family = [family[:, windows] for family in members]
             values = torch.cat(by_family)
             splits = [family.splits(windows, own) for family, own in zip(members, by_family, strict=True)]

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from models.predictive import LEVELS, Predictive, pinball_loss
+from models.predictive_parts import ROWS
 
 CELLS = 20_000
 """Distributions of a mixture that are inverted at a time, which bounds memory."""
 BISECTIONS = 40
-WINDOWS = 2048
-"""Windows of all members that are held in float64 at a time."""
 
 
 class Members(Protocol):
@@ -40,6 +39,12 @@ def pool(values: Tensor, weights: Tensor, method: str = "quantile_average") -> P
     flat = values.reshape(len(values), -1, len(LEVELS))
     parts = [mixture_quantiles(flat[:, start : start + CELLS], weights) for start in range(0, flat.shape[1], CELLS)]
     return Predictive(torch.cat(parts).reshape(values.shape[1:]))
+
+
+def all_aleatoric(values: Tensor, dim: int = 0) -> Tensor:
+    """Aleatoric and epistemic variance, stacked at ``dim``, of quantiles ``(..., Q)`` of a member without MC dropout passes."""
+    variance = Predictive(values).variance
+    return torch.stack([variance, torch.zeros_like(variance)], dim=dim)
 
 
 def mixture_quantiles(values: Tensor, weights: Tensor) -> Tensor:
@@ -117,7 +122,7 @@ def decompose(values: Tensor, weights: Tensor, passes: Tensor | None = None) -> 
 def greedy_weights(values: Members, target: Tensor, rounds: int | None = None) -> Tensor:
     """Member weights ``(M,)`` by greedy selection with replacement (Caruana et al., 2004) on the pinball loss.
 
-    ``values`` ``(M, n, H, Q)``, of which `WINDOWS` windows are asked for at a time, ``target`` ``(n, H)``. Members are added
+    ``values`` ``(M, n, H, Q)``, of which `ROWS` windows are asked for at a time, ``target`` ``(n, H)``. Members are added
     one at a time to a quantile average, each time the one that lowers the loss most; a member's weight is its share of the
     picks. Starting from every member once and picking as many again (``rounds``) keeps half of the weight even, so that it
     does not rest on the luck of one fold: on later folds of Chicago, M4 hourly and ETTh1 that is never far from the better
@@ -126,9 +131,9 @@ def greedy_weights(values: Members, target: Tensor, rounds: int | None = None) -
     count, levels, picked = values.shape[0], torch.tensor(LEVELS, dtype=torch.float64), list[int]()
     for _ in range(count if rounds is None else rounds):
         losses = torch.zeros(count, dtype=torch.float64)
-        for start in range(0, len(target), WINDOWS):
-            part = values[:, start : start + WINDOWS].to(torch.float64)
-            truth, total = target[start : start + WINDOWS].to(torch.float64), part.sum(0)
+        for start in range(0, len(target), ROWS):
+            part = values[:, start : start + ROWS].to(torch.float64)
+            truth, total = target[start : start + ROWS].to(torch.float64), part.sum(0)
             for index in picked:
                 total = total + part[index]
             size = count + len(picked) + 1
