@@ -8,7 +8,7 @@ Between ``<!-- measured: NAME ... -->`` and ``<!-- end of measured -->`` stands 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,12 @@ PUBLIC = {
     "m4_hourly": "M4 hourly (414 series, the 48 hours after each)",
     "etth1": "ETTh1 (7 series, the last 20 windows of 48 hours)",
 }
+
+
+def lines_of(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table's lines in Markdown."""
+    above, *below = (f"| {' | '.join(told)} |" for told in (header, *rows))
+    return [above, "|---" * len(header) + "|", *below]
 
 
 def leaderboard(metrics: Result) -> list[str]:
@@ -101,17 +107,16 @@ def serving(result: Result) -> list[str]:
 
 def projection(result: Result) -> list[str]:
     """Seconds and trustworthiness of maps, ours and the peers'."""
-    lines = [
+    rows = [
+        (name.replace("_", " "), f"{found['seconds']:.1f}", f"{found['trustworthiness']:.4f}", f"{found['preservation']:.4f}")
+        for name, found in result["methods"].items()
+    ]
+    return [
         f"Maps of {result['rows']:,} rows of {result['columns']} columns; trustworthiness and neighbours kept at "
         f"{result['neighborhood']} neighbours (`python -m benchmarks.projection`):",
         "",
-        "| map | seconds | trustworthiness | neighbours kept |",
-        "|---|---|---|---|",
+        *lines_of(("map", "seconds", "trustworthiness", "neighbours kept"), rows),
     ]
-    for name, found in result["methods"].items():
-        figures = f"{found['seconds']:.1f} | {found['trustworthiness']:.4f} | {found['preservation']:.4f}"
-        lines.append(f"| {name.replace('_', ' ')} | {figures} |")
-    return lines
 
 
 def scale(result: Result) -> list[str]:
@@ -172,61 +177,53 @@ def scale_in_short(result: Result) -> list[str]:
 
 def many(result: Result) -> list[str]:
     """How long forecasts of very many series take."""
-    lines = [
+    rows = []
+    for count, found in result["figures"].items():
+        gave_up = (f"gave up: {found['gave_up']}", "-") if "gave_up" in found else None
+        rows.append((f"{int(count):,}", *(gave_up or (f"{found['seconds']:.1f}", f"{found['peak_mb']:,.0f}"))))
+    return [
         f"Forecasts of many series with intervals and scores of strange input, by one {result['family']} network trained on "
         f"{result['trained']:,}, one thread (`python -m benchmarks.many`):",
         "",
-        "| series | seconds | peak MB |",
-        "|---|---|---|",
+        *lines_of(("series", "seconds", "peak MB"), rows),
     ]
-    for count, found in result["figures"].items():
-        figures = (
-            f"gave up: {found['gave_up']} | -" if "gave_up" in found else f"{found['seconds']:.1f} | {found['peak_mb']:,.0f}"
-        )
-        lines.append(f"| {int(count):,} | {figures} |")
-    return lines
 
 
 def training(result: Result) -> list[str]:
     """Windows a second of our training and the peers', and the ratios to the best of them."""
-    lines = [
+    sides, rows = ("weatherglass", "neuralforecast", "gluonts", "pytorch_forecasting"), []
+    for network in ("deepar", "tft", "tcn"):
+        speeds = (result.get(f"windows_per_s_{side}_{network}") for side in sides)
+        told = ("-" if speed is None else f"{speed:,.0f}" for speed in speeds)
+        rows.append((network, *told, f"{result[f'{network}_ratio']:.2f}"))
+    return [
         f"Training beside the peers, windows a second of one thread, medians of {result['rounds']} rounds "
         "(`python -m benchmarks.training`):",
         "",
-        "| network | ours | neuralforecast | gluonts | pytorch-forecasting | over the best peer |",
-        "|---|---|---|---|---|---|",
+        *lines_of(("network", "ours", "neuralforecast", "gluonts", "pytorch-forecasting", "over the best peer"), rows),
     ]
-    for network in ("deepar", "tft", "tcn"):
-        sides = ("weatherglass", "neuralforecast", "gluonts", "pytorch_forecasting")
-        speeds = (result.get(f"windows_per_s_{side}_{network}") for side in sides)
-        cells = " | ".join("-" if speed is None else f"{speed:,.0f}" for speed in speeds)
-        lines.append(f"| {network} | {cells} | {result[f'{network}_ratio']:.2f} |")
-    return lines
 
 
 def steps(result: Result) -> list[str]:
     """A training step's cost, and how much less it is by other ways to run it."""
-    header = step_header(result["members"])
-    lines = [
+    rows = [(name, *cells(each, result["members"])) for name, each in result["families"].items()]
+    return [
         f"A training step of {result['batch']} windows, one thread, and how many times less processor time it takes by other "
         "ways (`python -m benchmarks.steps`):",
         "",
-        "| " + " | ".join(header) + " |",
-        "|---" * len(header) + "|",
+        *lines_of(step_header(result["members"]), rows),
     ]
-    return lines + [f"| {name} | {' | '.join(cells(each, result['members']))} |" for name, each in result["families"].items()]
 
 
 def startup(result: Result) -> list[str]:
     """What each command costs before it works."""
-    lines = [
+    rows = [(name, f"{each['help_s']:.2f}", f"{each['imports_s']:.2f}") for name, each in result["commands"].items()]
+    return [
         "Seconds of processor time before a command works: its `--help`, and all that its flow may import "
         "(`python -m benchmarks.startup`):",
         "",
-        "| command | `--help` | imports |",
-        "|---|---|---|",
+        *lines_of(("command", "`--help`", "imports"), rows),
     ]
-    return lines + [f"| {name} | {each['help_s']:.2f} | {each['imports_s']:.2f} |" for name, each in result["commands"].items()]
 
 
 def uncertainty(result: Result) -> list[str]:
