@@ -29,6 +29,7 @@ from tasks.tracking import StageRun
 Result = TypeVar("Result")
 
 EXIT_FAILURE, EXIT_USER_ERROR = 1, 2
+TOLD_ANYWAY = re.compile(r"encountered an exception:? (UserError|Unavailable|TrackingError)\b|^Still processing items")
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,10 @@ def ending_experiment(root: Path) -> Iterator[None]:
 
 
 def quiet_mistakes() -> None:
-    """Keep a user's mistake, which is told in one sentence, off Prefect's console; its server is told all the same."""
+    """Keep a user's mistake, which is told in one sentence, off Prefect's console; its server is told all the same.
+
+    So is that its events are still on their way, of which a slow machine is told at the end of each flow.
+    """
     for handler in logging.getLogger().handlers:
         handler.addFilter(_not_told_anyway)
 
@@ -175,8 +179,7 @@ def _not_told_anyway(record: logging.LogRecord) -> bool:
     import httpx
 
     error = record.exc_info[1] if record.exc_info else None
-    told = re.search(r"encountered an exception:? (UserError|Unavailable|TrackingError)\b", record.getMessage())
-    return not isinstance(error, UserError | httpx.HTTPError) and told is None
+    return not isinstance(error, UserError | httpx.HTTPError) and TOLD_ANYWAY.search(record.getMessage()) is None
 
 
 def identity(root: Path, changed: Mapping[str, Any]) -> dict[str, str]:
