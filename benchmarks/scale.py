@@ -54,8 +54,8 @@ NOTES = (
     f"Horizon {HORIZON}, context {CONTEXT}, batches of {BATCH_SIZE}; one network of one family, no baselines.",
     "load, train, predict and the peers keep freed memory for the next batch, as the processes of members do; the others give "
     "it back, as the stages do.",
-    "Each stage in a process of its own, one thread; seconds of the clock, without start and imports. peak_mb is the most that "
-    "the process held, imports (start_mb) and pages of mapped files counted.",
+    "Each stage in a process of its own, one thread; seconds of the clock, without start and imports, begun when what "
+    "came before lies on the disk. peak_mb is the most that the process held, imports (start_mb) and pages of mapped files counted.",
     "load and train do a fixed number of batches, so they should not grow; train ends with the look at the early-stopping fold "
     "that ends an epoch. predict forecasts the windows of the five folds after training, of each at most as many as "
     "folds.most_windows says (100,000), drawn at random; bundle writes what is "
@@ -74,6 +74,7 @@ NOTES = (
 
 def run(command: Sequence[str], folder: Path, limits: Limits, settings: Mapping[str, str]) -> Figures:
     """Figures that a process prints last, or where it gave up: ``time``, ``memory``, or ``failure`` with its last words."""
+    os.sync()  # what came before has its own figures, and writes meanwhile would be charged to this one
     log, started, most, (seconds, gigabytes) = folder / "log.txt", time.monotonic(), 0, limits
     variables = {name: value for name, value in os.environ.items() if not name.startswith("WEATHERGLASS_")}
     variables |= {**settings, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
