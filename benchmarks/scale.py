@@ -55,7 +55,8 @@ NOTES = (
     "load, train, predict and the peers keep freed memory for the next batch, as the processes of members do; the others give "
     "it back, as the stages do.",
     "Each stage in a process of its own, one thread; seconds of the clock, without start and imports, begun when what "
-    "came before lies on the disk. peak_mb is the most that the process held, imports (start_mb) and pages of mapped files counted.",
+    "came before lies on the disk. peak_mb is the most that the process held, imports (start_mb) and pages of mapped files "
+    "counted.",
     "load and train do a fixed number of batches, so they should not grow; train ends with the look at the early-stopping fold "
     "that ends an epoch. predict forecasts the windows of the five folds after training, of each at most as many as "
     "folds.most_windows says (100,000), drawn at random; bundle writes what is "

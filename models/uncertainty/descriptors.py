@@ -137,6 +137,12 @@ class _Blocks:
         return (self.earlier(self.old.square().mean(2)) - base.square()).clamp(min=0).sqrt()
 
     @cached_property
+    def level_spread(self) -> Tensor:
+        """Standard deviation of the earlier blocks' means ``(n,)``."""
+        means = self.mean[:, : self.first]
+        return (self.earlier(means.square()) - self.earlier(means).square()).clamp(min=0).sqrt()
+
+    @cached_property
     def noise(self) -> Tensor:
         """Size of the earlier residuals ``(n,)``."""
         return self.rms_earlier(self.residual[:, : self.first])
@@ -180,19 +186,24 @@ class _Blocks:
         return torch.log((now + 0.1 * self.floor) / (then + 0.1 * self.floor))
 
     def against_earlier(self, weights: Tensor) -> Tensor:
-        """A weighted sum of the newest blocks' means in units of its own size over the earlier history, by asinh."""
+        """A weighted sum of the newest blocks' means in units of its own size over the earlier history, by asinh.
+
+        Where the earlier history is too short to tell that size, it is taken from the spread of its blocks' means, the more so
+        the shorter it is.
+        """
         span, count = len(weights), self.values.shape[1]
         if span > count:
             return torch.full((len(self.values),), torch.nan, dtype=torch.float64)
         weights = weights / weights.abs().sum().clamp(min=1)
         now = torch.where(self.known[:, -span:].all(1), self.mean[:, -span:] @ weights, torch.nan)
-        coarse = self.usual_step + self.spread
+        coarse = self.level_spread + 0.1 * self.usual_step
         if self.first < span:
-            return torch.asinh(now / coarse)
+            return torch.asinh(now / (coarse + 0.01 * self.floor))
         past = self.mean[:, : self.first].unfold(1, span, 1) @ weights
         whole = self.known[:, : self.first].unfold(1, span, 1).all(2)
         usual = ((past.square() * whole).sum(1) / whole.sum(1).clamp(min=1)).sqrt()
-        usual = torch.where(whole.sum(1) >= 3, usual, coarse)
+        share = whole.to(torch.float64).mean(1)  # by degrees: else a few more steps of history would look like a change
+        usual = usual**share * coarse ** (1 - share)
         return torch.asinh(now / (usual + 0.1 * self.usual_step + 0.01 * self.floor))
 
     def extreme(self, sign: float) -> Tensor:

@@ -124,6 +124,18 @@ def test_without_earlier_history_there_is_nothing_to_tell() -> None:
     assert told.tolist() == [False, False, False, True], "two blocks of seven before the context of 28"
 
 
+def test_a_few_more_steps_of_history_do_not_look_like_a_change() -> None:
+    """Of many series alike, the spread of each descriptor grows by no more than half from one cutoff to the next but one."""
+    panel = make_panel(series=1500, length=260)
+    spreads = []
+    for cutoff in range(56, 252, 7):
+        windows = Windows(torch.arange(panel.n_series), torch.full((panel.n_series,), cutoff))
+        values = descriptors(panel, windows)
+        spreads.append(values.quantile(0.9, dim=0) - values.quantile(0.1, dim=0))
+    growth = torch.stack(spreads[2:]) / torch.stack(spreads[:-2])
+    assert {name: float(most) for name, most in zip(NAMES, growth.nan_to_num().amax(0), strict=True) if most > 1.6} == {}
+
+
 @pytest.mark.parametrize("season", [1, 7, 14, 28])
 def test_any_season_gives_finite_descriptors_or_none(season: int) -> None:
     schema = replace(SCHEMA, season_length=season)
