@@ -47,10 +47,11 @@ def handed_over() -> int | None:
     """Have this process's command run by the warm process and return its exit code; None where it has to run here.
 
     That is where there is no warm process, or where it refuses: it has imported code that has changed since, or under other
-    settings. When this process is killed, the stage ends as well.
+    settings. The run itself, which trains ahead on a cluster, is no stage: handed over, it would wait for its own end.
+    When this process is killed, the stage ends as well.
     """
     address, module = os.environ.get(VARIABLE), sys.modules["__main__"].__spec__
-    if not address or module is None or not module.name.startswith("flows."):
+    if not address or module is None or not module.name.startswith("flows.") or module.name == "flows.__main__":
         return None
     request = {"module": module.name, "arguments": sys.argv[1:], "folder": os.getcwd(), "environment": dict(os.environ)}
     with socket.socket(socket.AF_UNIX) as connection:

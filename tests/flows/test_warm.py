@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -184,3 +185,17 @@ def test_without_a_warm_process_a_stage_runs_where_it_is(monkeypatch: pytest.Mon
     monkeypatch.setenv(VARIABLE, str(tmp_path / "gone.sock"))
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("flows.ingest", None))
     assert handed_over() is None
+
+
+def test_the_run_itself_is_not_handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`python -m flows run` trains ahead on a cluster, and would wait for its own end."""
+    path = tmp_path / "warm.sock"
+    with socket.socket(socket.AF_UNIX) as warm:
+        warm.bind(str(path))
+        warm.listen()
+        warm.settimeout(0.2)
+        monkeypatch.setenv(VARIABLE, str(path))
+        monkeypatch.setattr(sys.modules["__main__"], "__spec__", ModuleSpec("flows.__main__", None))
+        assert handed_over() is None
+        with pytest.raises(TimeoutError):
+            warm.accept()
