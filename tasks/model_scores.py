@@ -83,10 +83,10 @@ class ModelScores(NamedTuple):
             "ece": scores.calibration_error_of(self.below, target.numel()),
             "pit_ks": scores.pit_distance(self.pit),
         }
-        pairs = {f"{level}": self.bounds[..., index, :] for index, level in enumerate(INTERVAL_LEVELS)}
-        for name, pair in pairs.items():
-            row[f"coverage_{name}"] = float(scores.coverage(pair[..., 0], pair[..., 1], target).double().mean())
-            row[f"width_{name}"] = float((pair[..., 1] - pair[..., 0]).mean())
+        for level, pair in zip(INTERVAL_LEVELS, self.bounds.unbind(-2), strict=True):
+            lower, upper = pair.unbind(-1)
+            row[f"coverage_{level}"] = float(scores.coverage(lower, upper, target).double().mean())
+            row[f"width_{level}"] = float((upper - lower).mean())
         if self.band.shape[-1]:
             lower, upper = self.band.unbind(-1)
             row[f"joint_coverage_{JOINT_LEVEL}"] = float(scores.coverage(lower, upper, target).all(dim=1).double().mean())
