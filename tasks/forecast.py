@@ -77,8 +77,8 @@ def forecast_panel(
     """Forecast every series of an ingested panel, some ``rows`` rows at a time; yields the table in parts.
 
     Random states are those of the whole table at once, so that parts together are what `Bundle.forecast` makes of it. In a
-    panel of more rows than that, histories are cut to what the bundle looks back to: running sums then begin elsewhere, which
-    the last digits of ``ood_score`` may show.
+    panel of more rows than that, histories are cut to what the bundle looks back to. The gate takes distances a part at a time,
+    which the last digits of ``ood_score`` may show.
     """
     for frame, before in panel_parts(bundle, path, cutoff, rows):
         yield bundle.forecast(frame, live, before)
